@@ -1,0 +1,1 @@
+"""The engine: arrays and tensors in, arrays and tensors out."""
