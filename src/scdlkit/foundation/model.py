@@ -1,0 +1,253 @@
+"""The scGPT encoder and annotation head on one page.
+
+Cui et al. 2024, "scGPT: toward building a foundation model for single-cell multi-omics using generative AI",
+https://doi.org/10.1038/s41592-024-02201-0. What is as published, and what is ours:
+
+- token = LayerNorm(gene embedding) + value encoder(bin); no positions, a cell is a set of genes;
+- post-norm blocks with ReLU and eps 1e-5, keys at padding masked, the cell embedding is the output at ``<cls>``;
+- q, k, v, out, fc1 and fc2 are separate Linears over ``scaled_dot_product_attention``: peft reaches every one of them
+  and there is no fused path that could skip an adapter;
+- the last block computes its output for ``<cls>`` alone, which is all that annotation reads;
+- bins are small integers, so with frozen embeddings both input embeddings are look-ups (:class:`InputTables`);
+- the gene embedding may hold only the vocabulary rows in use; callers keep passing vocabulary ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+MAX_VALUE = 512.0  # upstream clamps larger values
+
+
+@dataclass(frozen=True)
+class ScGPTConfig:
+    """Shape of an scGPT encoder, as the ``args.json`` of a checkpoint tells it.
+
+    Parameters
+    ----------
+    n_tokens
+        Size of the vocabulary, special tokens included.
+    embsize, nheads, d_hid, nlayers
+        Width, attention heads, feed-forward width and blocks.
+    dropout
+        Dropout probability while training.
+    n_bins
+        Size of the value scale; bins run from 1 to ``n_bins - 1``.
+    pad_value, mask_value
+        Values of ``<pad>`` and ``<cls>``, and of masked genes in pretraining.
+    max_length
+        Most tokens a cell may have, ``<cls>`` included.
+    n_layers_cls
+        Layers of the annotation head.
+    """
+
+    n_tokens: int
+    embsize: int
+    nheads: int
+    d_hid: int
+    nlayers: int
+    dropout: float = 0.2
+    n_bins: int = 51
+    pad_value: int = -2
+    mask_value: int = -1
+    max_length: int = 1200
+    n_layers_cls: int = 3
+
+    def __post_init__(self) -> None:
+        for name in ("n_tokens", "embsize", "nheads", "d_hid", "nlayers", "n_layers_cls"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ValueError(f"{name} must be a positive integer, found {getattr(self, name)!r}.")
+        if self.embsize % self.nheads:
+            raise ValueError(f"embsize ({self.embsize}) must be a multiple of nheads ({self.nheads}).")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), found {self.dropout}.")
+
+    @classmethod
+    def from_args(cls, args: Mapping[str, Any], n_tokens: int) -> ScGPTConfig:
+        """Read the content of ``args.json``.
+
+        Raises
+        ------
+        ValueError
+            If a size is missing, or the checkpoint does not use binned values with a continuous value encoder.
+        """
+        required = ("embsize", "nheads", "d_hid", "nlayers")
+        if missing := [name for name in required if name not in args]:
+            raise ValueError(f"args.json lacks {', '.join(missing)}: this is not an scGPT checkpoint.")
+        for name, expected in (("input_style", "binned"), ("input_emb_style", "continuous")):
+            if args.get(name, expected) != expected:
+                raise ValueError(f"args.json has {name}={args[name]!r}; only {expected!r} checkpoints are supported.")
+        renamed = {"max_length": "max_seq_len"}
+        optional = ("dropout", "n_bins", "pad_value", "mask_value", "max_length", "n_layers_cls")
+        given = {name: args[renamed.get(name, name)] for name in optional if renamed.get(name, name) in args}
+        return cls(n_tokens=n_tokens, **{name: args[name] for name in required}, **given)
+
+
+class InputTables(NamedTuple):
+    """Both input embeddings of a frozen encoder, computed once for every gene and every value."""
+
+    genes: Tensor  # [rows, embsize]
+    values: Tensor  # [values from pad_value to n_bins - 1, embsize]
+
+
+class ValueEncoder(nn.Module):
+    """Embed a scalar value: clamp, Linear, ReLU, Linear, LayerNorm, dropout."""
+
+    def __init__(self, embsize: int, dropout: float) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(1, embsize)
+        self.fc2 = nn.Linear(embsize, embsize)
+        self.norm = nn.LayerNorm(embsize)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """``[..., ]`` values to ``[..., embsize]``."""
+        hidden = F.relu(self.fc1(values.clamp(max=MAX_VALUE).unsqueeze(-1)))
+        return self.dropout(self.norm(self.fc2(hidden)))
+
+
+class Block(nn.Module):
+    """Post-norm transformer block."""
+
+    def __init__(self, config: ScGPTConfig) -> None:
+        super().__init__()
+        width = config.embsize
+        self.nheads = config.nheads
+        self.attention_dropout = config.dropout
+        self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
+        self.fc1, self.fc2 = nn.Linear(width, config.d_hid), nn.Linear(config.d_hid, width)
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, keep: Tensor | None, *, cls_only: bool = False) -> Tensor:
+        """Outputs of all positions ``[B, L, d]``, or of the first one alone ``[B, 1, d]``.
+
+        ``keep`` is boolean ``[B, 1, 1, L]``, False at padded keys, or None where nothing is padded.
+        """
+        queries = x[:, :1] if cls_only else x
+        attended = F.scaled_dot_product_attention(
+            self._heads(self.q(queries)),
+            self._heads(self.k(x)),
+            self._heads(self.v(x)),
+            attn_mask=keep,
+            dropout_p=self.attention_dropout if self.training else 0.0,
+        )
+        attended = self.out(attended.transpose(1, 2).flatten(2))
+        hidden = self.norm1(queries + self.dropout(attended))
+        return self.norm2(hidden + self.dropout(self.fc2(self.dropout(F.relu(self.fc1(hidden))))))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.nheads, -1)).transpose(1, 2)
+
+
+class ScGPTEncoder(nn.Module):
+    """scGPT's transformer over the genes of a cell.
+
+    Parameters
+    ----------
+    config
+        Shape.
+    token_ids
+        Vocabulary ids whose rows the gene embedding holds, sorted and unique; all by default.
+    """
+
+    row_of: Tensor
+
+    def __init__(self, config: ScGPTConfig, token_ids: np.ndarray | None = None) -> None:
+        super().__init__()
+        self.config = config
+        ids = np.arange(config.n_tokens) if token_ids is None else np.asarray(token_ids, dtype=np.int64)
+        if len(ids) == 0 or ids[0] < 0 or ids[-1] >= config.n_tokens or (np.diff(ids) <= 0).any():
+            raise ValueError(f"token_ids must be sorted, unique and in [0, {config.n_tokens}).")
+        row_of = np.full(config.n_tokens, -1)
+        row_of[ids] = np.arange(len(ids))
+        self.register_buffer("row_of", torch.from_numpy(row_of), persistent=False)  # vocabulary id -> row
+        self.token_ids = ids
+        self.gene_embedding = nn.Embedding(len(ids), config.embsize)
+        self.gene_norm = nn.LayerNorm(config.embsize)
+        self.value_encoder = ValueEncoder(config.embsize, config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.nlayers))
+
+    def forward(self, gene_ids: Tensor, values: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """Outputs of every position.
+
+        Parameters
+        ----------
+        gene_ids
+            int64 ``[B, L]``, vocabulary ids, ``<cls>`` first.
+        values
+            float ``[B, L]``, bins; ``pad_value`` at ``<cls>`` and padding.
+        padding_mask
+            bool ``[B, L]``, True at padding; None where nothing is padded.
+
+        Returns
+        -------
+        Tensor
+            ``[B, L, embsize]``; rows at padded positions mean nothing.
+        """
+        return self.encode(self.embed_inputs(gene_ids, values), padding_mask)
+
+    def cls(
+        self,
+        gene_ids: Tensor,
+        values: Tensor,
+        padding_mask: Tensor | None = None,
+        *,
+        tables: InputTables | None = None,
+    ) -> Tensor:
+        """Cell embeddings ``[B, embsize]``: the output at ``<cls>``, not normalised; arguments as in :meth:`forward`."""
+        inputs = self.embed_inputs(gene_ids, values) if tables is None else self._look_up(tables, gene_ids, values)
+        return self.encode(inputs, padding_mask, cls_only=True)[:, 0]
+
+    def embed_inputs(self, gene_ids: Tensor, values: Tensor) -> Tensor:
+        """Input of the first block ``[B, L, embsize]``."""
+        return self.gene_norm(self.gene_embedding(self.row_of[gene_ids])) + self.value_encoder(values)
+
+    def encode(self, x: Tensor, padding_mask: Tensor | None, *, cls_only: bool = False) -> Tensor:
+        """Run the blocks on embedded inputs; with ``cls_only`` the last one answers for position 0 alone."""
+        keep = None if padding_mask is None else ~padding_mask[:, None, None, :]
+        last = len(self.blocks) - 1
+        for index, block in enumerate(self.blocks):
+            x = block(x, keep, cls_only=cls_only and index == last)
+        return x
+
+    def input_tables(self) -> InputTables:
+        """Look-up tables for :meth:`cls`; valid while the embeddings do not change and dropout is off."""
+        config, weight = self.config, self.gene_embedding.weight
+        values = torch.arange(config.pad_value, config.n_bins, dtype=weight.dtype, device=weight.device)
+        return InputTables(self.gene_norm(weight), self.value_encoder(values))
+
+    def _look_up(self, tables: InputTables, gene_ids: Tensor, values: Tensor) -> Tensor:
+        return tables.genes[self.row_of[gene_ids]] + tables.values[values.long() - self.config.pad_value]
+
+    def check_token_ids(self, gene_ids: np.ndarray) -> None:
+        """Raise a KeyError if the gene embedding lacks a row for one of ``gene_ids``."""
+        missing = np.setdiff1d(gene_ids, self.token_ids)
+        if len(missing):
+            raise KeyError(
+                f"{len(missing)} gene tokens (first id {missing[0]}) are not in this encoder, which holds "
+                f"{len(self.token_ids)} of {self.config.n_tokens}; load it with token_ids that cover the data."
+            )
+
+
+class AnnotationHead(nn.Module):
+    """Upstream's annotation head: (Linear, ReLU, LayerNorm) x (layers - 1), then Linear to the classes."""
+
+    def __init__(self, embsize: int, n_classes: int, n_layers: int = 3) -> None:
+        super().__init__()
+        hidden: list[nn.Module] = []
+        for _ in range(n_layers - 1):
+            hidden += [nn.Linear(embsize, embsize), nn.ReLU(), nn.LayerNorm(embsize)]
+        self.hidden = nn.Sequential(*hidden)
+        self.out = nn.Linear(embsize, n_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Cell embeddings ``[B, embsize]`` to logits ``[B, classes]``."""
+        return self.out(self.hidden(x))
