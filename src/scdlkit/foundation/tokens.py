@@ -25,6 +25,10 @@ MAX_BINS = 256  # bins are stored as uint8
 _RADIX_BITS = 11
 _RADIX = 1 << _RADIX_BITS
 _SALT_SUBSET = 0x9E3779B97F4A7C15
+# position of the lowest set bit by a De Bruijn sequence (Leiserson et al. 1998)
+_DE_BRUIJN = np.uint64(0x03F79D71B4CB0A89)
+_BIT_OF = np.zeros(64, np.int64)
+_BIT_OF[[(0x03F79D71B4CB0A89 << _bit) >> 58 & 63 for _bit in range(64)]] = np.arange(64)
 
 
 @dataclass(frozen=True)
@@ -334,15 +338,14 @@ def _bin_rows(  # type: ignore[no-untyped-def]
         n = 0
         for word in range(len(present)):
             bits = present[word]
-            if bits == 0:
-                continue
             present[word] = 0
-            for bit in range(64):
-                if bits & (one << np.uint64(bit)):
-                    slot = (word << 6) + bit
-                    slots[n] = slot
-                    values[n] = row[slot]
-                    n += 1
+            while bits:
+                lowest = bits & (~bits + one)
+                slot = (word << 6) + _BIT_OF[(lowest * _DE_BRUIJN) >> np.uint64(58)]
+                slots[n] = slot
+                values[n] = row[slot]
+                n += 1
+                bits ^= lowest
         out_expressed[cell] = n
 
         sorted_ = _radix_argsort(keys, n, order, swap, counts)

@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+GOLDEN = Path(__file__).parents[1] / "data" / "golden"
+
+
+@pytest.fixture(params=["flash_keys", "torch_keys"])
+def golden(request):
+    """One upstream checkpoint with upstream's tokens and outputs."""
+    folder = GOLDEN / request.param
+    vocab = json.loads((folder / "vocab.json").read_text())
+    return SimpleNamespace(
+        name=request.param,
+        folder=folder,
+        vocab=vocab,
+        args=json.loads((folder / "args.json").read_text()),
+        expected=dict(np.load(folder / "expected.npz")),
+        cls_id=vocab["<cls>"],
+        pad_id=vocab["<pad>"],
+    )
