@@ -1,0 +1,362 @@
+"""Look at labelled cells before any training: labels, genes, values, splits, and what may go wrong."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from ._keys import UNASSIGNED
+from .foundation.checkpoints import ensure_checkpoint
+from .foundation.expression import Expression, check_overlap, choose_expression
+from .foundation.splits import split_feasibility
+from .foundation.tokens import TokenizerConfig, Tokens, tokenize_chunks
+from .foundation.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    import os
+
+    from anndata import AnnData
+
+DEFAULT_LABEL_KEY = "cell_type"
+_GROUP_WORDS = ("donor", "batch", "patient", "subject", "individual", "sample", "library", "study", "dataset", "assay")
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labels of cells as codes.
+
+    Parameters
+    ----------
+    codes
+        int64 ``[cells]``, position in ``classes``, -1 where a cell has no label.
+    classes
+        str ``[classes]``, names as the user wrote them: in category order, else sorted.
+    """
+
+    codes: np.ndarray
+    classes: np.ndarray
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Cells of each class."""
+        found = np.bincount(self.codes[self.codes >= 0], minlength=len(self.classes))
+        return dict(zip(self.classes.tolist(), found.tolist(), strict=True))
+
+
+@dataclass(frozen=True)
+class ScGPTAnnotationDataReport:
+    """What :func:`inspect_annotation_data` found; print it, or read its fields.
+
+    Parameters
+    ----------
+    checkpoint
+        Name of the checkpoint.
+    label_key, group_key
+        Columns of ``.obs``; empty if none.
+    n_cells, n_labelled, n_genes
+        Cells, cells with a label, genes of the chosen matrix.
+    n_matched, overlap, matched_how, n_duplicates
+        Genes the vocabulary knows, their share of ``n_genes``, how they were matched, and how many of them share a
+        token with an earlier one.
+    matrix, values
+        Which matrix was chosen, and what its values are: counts, normalised or log1p.
+    genes_per_cell
+        Known expressed genes of a cell: min, q25, median, q75, max.
+    n_empty
+        Cells without any known gene; they are labelled "unassigned".
+    max_length, share_above_max_length
+        Most tokens of a cell, and the share of cells that have more and keep a random subset.
+    class_counts, smallest_class
+        Cells of each class, and the class with the fewest.
+    split_problems
+        What stands against the train / val / test split; empty if it is feasible.
+    group_candidates
+        Columns of ``.obs`` that look like donors, batches or studies, with their number of values.
+    warnings
+        What may surprise.
+    """
+
+    checkpoint: str
+    label_key: str
+    group_key: str
+    n_cells: int
+    n_labelled: int
+    n_genes: int
+    n_matched: int
+    overlap: float
+    matched_how: Mapping[str, int]
+    n_duplicates: int
+    matrix: str
+    values: str
+    genes_per_cell: Mapping[str, float]
+    n_empty: int
+    max_length: int
+    share_above_max_length: float
+    class_counts: Mapping[str, int] = field(default_factory=dict)
+    smallest_class: str = ""
+    split_problems: tuple[str, ...] = ()
+    group_candidates: Mapping[str, int] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def feasible(self) -> bool:
+        """Whether the labels can be split as asked."""
+        return not self.split_problems
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain values."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {k: dict(v) if isinstance(v, Mapping) else list(v) if isinstance(v, tuple) else v for k, v in plain.items()}
+
+    def _rows(self) -> list[tuple[str, str]]:
+        genes = self.genes_per_cell
+        how = ", ".join(f"{count:,} by {name}" for name, count in self.matched_how.items()) or "none"
+        rows = [
+            ("checkpoint", self.checkpoint),
+            ("cells", f"{self.n_cells:,}" + (f", {self.n_labelled:,} labelled" if self.label_key else "")),
+            ("matrix", f"{self.matrix}, {self.values}"),
+            ("genes", f"{self.n_matched:,} of {self.n_genes:,} matched ({self.overlap:.1%}): {how}"),
+            (
+                "genes per cell",
+                f"median {genes['median']:,.0f}, quartiles {genes['q25']:,.0f} to {genes['q75']:,.0f}"
+                + (f"; {self.n_empty:,} cells have none" if self.n_empty else ""),
+            ),
+            ("longer than max_length", f"{self.share_above_max_length:.1%} of cells have over {self.max_length - 1:,} genes"),
+        ]
+        if self.label_key:
+            smallest = f"{self.smallest_class!r} with {self.class_counts[self.smallest_class]:,} cells"
+            rows += [
+                ("classes", f"{len(self.class_counts)} in {self.label_key!r}, smallest {smallest}"),
+                ("split", "feasible" if self.feasible else "; ".join(self.split_problems)),
+            ]
+        if self.group_key:
+            rows.append(("groups", f"whole values of {self.group_key!r} stay together"))
+        elif self.group_candidates:
+            found = ", ".join(f"{name!r} ({n})" for name, n in self.group_candidates.items())
+            rows.append(("possible groups", f"{found}; group_key keeps them apart in the split"))
+        return rows + [("warning", text) for text in self.warnings]
+
+    def __str__(self) -> str:
+        width = max(len(name) for name, _ in self._rows())
+        return "\n".join(f"{name:<{width}}  {text}" for name, text in self._rows())
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
+            f"<td style='text-align:left'>{html.escape(text)}</td></tr>"
+            for name, text in self._rows()
+        )
+        return f"<table>{rows}</table>"
+
+
+def inspect_annotation_data(
+    adata: AnnData,
+    label_key: str | None = None,
+    *,
+    checkpoint: str | os.PathLike[str] = "whole-human",
+    layer: str | None = None,
+    use_raw: bool | None = None,
+    group_key: str | None = None,
+    val_size: float = 0.15,
+    test_size: float = 0.15,
+    max_length: int | None = None,
+) -> ScGPTAnnotationDataReport:
+    """Check whether cells can be annotated, and report what will be used and what may surprise.
+
+    Reads ``adata`` only. Needs no PyTorch.
+
+    Parameters
+    ----------
+    adata
+        Cells x genes.
+    label_key
+        Column of ``.obs`` with cell types; ``"cell_type"`` where it exists. Pass ``""`` to check genes alone.
+    checkpoint
+        Registered name (see :func:`scdlkit.foundation.list_checkpoints`) or folder in the official layout.
+    layer, use_raw
+        Which matrix; chosen and reported by default, see :func:`scdlkit.foundation.choose_expression`.
+    group_key
+        Column of ``.obs`` with donors, samples or studies that must not straddle the split.
+    val_size, test_size
+        Shares of the labelled cells.
+    max_length
+        Most tokens of a cell, ``<cls>`` included; the checkpoint's by default.
+
+    Returns
+    -------
+    ScGPTAnnotationDataReport
+        Has a readable ``str``, an HTML form for notebooks, and ``to_dict()``.
+
+    Raises
+    ------
+    ValueError
+        If there are no cells or genes, too few genes are known, values are negative or not finite, the label column
+        is missing, or it has fewer than two labels.
+
+    Example
+    -------
+    >>> import scanpy as sc, scdlkit as sk
+    >>> adata = sc.datasets.pbmc68k_reduced()
+    >>> print(sk.pp.inspect_annotation_data(adata, "bulk_labels", checkpoint="mini"))  # doctest: +SKIP
+    """
+    labels = read_labels(adata, find_label_key(adata, label_key)) if label_key != "" else None
+    groups = read_groups(adata, group_key)
+    found = ensure_checkpoint(checkpoint)
+    vocabulary = Vocabulary.from_json(found.vocab_path)
+    args = found.args()
+    config = TokenizerConfig(n_bins=args.get("n_bins", 51), max_length=max_length or args.get("max_seq_len", 1200))
+    expression = choose_expression(adata, vocabulary, layer=layer, use_raw=use_raw)
+    check_overlap(expression.genes)
+    tokens = tokenize_expression(expression, config)
+    return build_report(
+        adata,
+        expression=expression,
+        tokens=tokens,
+        config=config,
+        checkpoint=found.name,
+        labels=labels,
+        label_key="" if labels is None else find_label_key(adata, label_key),
+        groups=groups,
+        group_key=group_key or "",
+        val_size=val_size,
+        test_size=test_size,
+    )
+
+
+def build_report(
+    adata: AnnData,
+    *,
+    expression: Expression,
+    tokens: Tokens,
+    config: TokenizerConfig,
+    checkpoint: str,
+    labels: Labels | None,
+    label_key: str,
+    groups: np.ndarray | None,
+    group_key: str,
+    val_size: float,
+    test_size: float,
+) -> ScGPTAnnotationDataReport:
+    """The report on cells that are already read and tokenized."""
+    genes = expression.genes
+    expressed = tokens.n_expressed
+    quartiles = np.percentile(expressed, [0, 25, 50, 75, 100])
+    counts = {} if labels is None else labels.counts
+    problems: tuple[str, ...] = ()
+    if labels is not None:
+        problems = tuple(
+            split_feasibility(labels.codes, labels.classes, groups=groups, val_size=val_size, test_size=test_size)
+        )
+    above = float((expressed > config.max_length - 1).mean())
+    n_empty = int((expressed == 0).sum())
+    warnings = list(expression.warnings)
+    if n_empty:
+        warnings.append(f"{n_empty:,} cells have no gene that the checkpoint knows; they become {UNASSIGNED!r}.")
+    if above > 0.5:
+        warnings.append(f"{above:.0%} of cells have more genes than max_length={config.max_length} and keep a subset.")
+    if not adata.obs_names.is_unique:
+        warnings.append("obs_names are not unique; results are written by position.")
+    if UNASSIGNED in counts:
+        warnings.append(f"A class is called {UNASSIGNED!r}, as cells without known genes will be; rename it.")
+    return ScGPTAnnotationDataReport(
+        checkpoint=checkpoint,
+        label_key=label_key,
+        group_key=group_key,
+        n_cells=expression.n_cells,
+        n_labelled=0 if labels is None else int((labels.codes >= 0).sum()),
+        n_genes=genes.n_genes,
+        n_matched=genes.n_matched,
+        overlap=genes.overlap,
+        matched_how={name: int(n) for name, n in zip(*np.unique(genes.how[genes.how != ""], return_counts=True), strict=True)},
+        n_duplicates=genes.n_duplicates,
+        matrix=expression.source,
+        values=expression.kind,
+        genes_per_cell=dict(zip(("min", "q25", "median", "q75", "max"), quartiles.tolist(), strict=True)),
+        n_empty=n_empty,
+        max_length=config.max_length,
+        share_above_max_length=above,
+        class_counts=counts,
+        smallest_class=min(counts, key=lambda name: counts[name]) if counts else "",
+        split_problems=problems,
+        group_candidates=_group_candidates(adata, exclude=(label_key, group_key)),
+        warnings=tuple(warnings),
+    )
+
+
+def tokenize_expression(expression: Expression, config: TokenizerConfig) -> Tokens:
+    """Tokens of all cells of a matrix, read piece by piece."""
+    pieces = (rows for _, rows in expression.chunks())
+    return tokenize_chunks(pieces, expression.genes.token_ids, config, log_values=expression.kind == "log1p")
+
+
+def find_label_key(adata: AnnData, label_key: str | None) -> str:
+    """The label column, or a ValueError that lists the candidates."""
+    key = DEFAULT_LABEL_KEY if label_key is None else label_key
+    if key in adata.obs:
+        return key
+    candidates = [
+        name
+        for name, column in adata.obs.items()
+        if not pd.api.types.is_float_dtype(column) and 2 <= column.nunique() <= max(2, adata.n_obs // 2)
+    ]
+    named = ", ".join(repr(name) for name in candidates) or "none"
+    asked = f"label_key={label_key!r}" if label_key is not None else f"No label_key given and {key!r}"
+    raise ValueError(f"{asked} is not a column of adata.obs. Columns that could hold labels: {named}.")
+
+
+def read_labels(adata: AnnData, label_key: str) -> Labels:
+    """Labels of a column of ``.obs``; missing ones get the code -1, unused categories are left out.
+
+    Raises
+    ------
+    ValueError
+        If fewer than two labels are found.
+    """
+    column = adata.obs[label_key]
+    if not isinstance(column.dtype, pd.CategoricalDtype):
+        column = column.astype("category")
+    column = column.cat.remove_unused_categories()
+    classes = np.array([str(name) for name in column.cat.categories], dtype=object)
+    if len(np.unique(classes)) < len(classes):
+        raise ValueError(f"label_key={label_key!r} has different values with the same text; make them distinct.")
+    codes = column.cat.codes.to_numpy().astype(np.int64)
+    if len(classes) < 2:
+        found = f"one ({classes[0]!r})" if len(classes) else "none: all values are missing"
+        raise ValueError(f"label_key={label_key!r} must hold at least 2 different labels, found {found}.")
+    return Labels(codes, classes)
+
+
+def read_groups(adata: AnnData, group_key: str | None) -> np.ndarray | None:
+    """Group of each cell as text, or None without a ``group_key``.
+
+    Raises
+    ------
+    ValueError
+        If the column is missing, or some cells have no group.
+    """
+    if not group_key:
+        return None
+    if group_key not in adata.obs:
+        candidates = ", ".join(repr(name) for name in _group_candidates(adata)) or "none"
+        raise ValueError(f"group_key={group_key!r} is not a column of adata.obs. Columns that look like groups: {candidates}.")
+    column = adata.obs[group_key]
+    if missing := int(column.isna().sum()):
+        raise ValueError(f"group_key={group_key!r} is missing for {missing:,} cells; every cell needs a group.")
+    return column.astype(str).to_numpy()
+
+
+def _group_candidates(adata: AnnData, exclude: tuple[str, ...] = ()) -> dict[str, int]:
+    """Columns whose name speaks of donors or batches, with their number of values."""
+    return {
+        str(name): int(column.nunique())
+        for name, column in adata.obs.items()
+        if name not in exclude
+        and any(word in str(name).lower() for word in _GROUP_WORDS)
+        and not pd.api.types.is_float_dtype(column)
+        and 2 <= column.nunique() < adata.n_obs
+    }
