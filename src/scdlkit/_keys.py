@@ -16,34 +16,42 @@ TOKENS_UNS = "scgpt_tokens"  # .uns
 
 @dataclass(frozen=True)
 class ResultKeys:
-    """Keys of one annotation result, all derived from ``key_added``."""
+    """Keys of one annotation result, derived from ``key`` unless given.
+
+    Parameters
+    ----------
+    key
+        ``key_added``; also the key of ``.uns`` with params, classes, strategies, history and per_class.
+    label
+        Column of ``.obs`` with the predicted label.
+    embedding
+        Key of ``.obsm`` with the embedding under the best strategy.
+    """
 
     key: str = DEFAULT_KEY
+    label: str = ""
+    embedding: str = ""
 
-    @property
-    def label(self) -> str:
-        """Column of ``.obs``: predicted label, categorical."""
-        return f"{self.key}_label"
+    def __post_init__(self) -> None:
+        if not self.key:
+            raise ValueError("key_added must not be empty.")
+        object.__setattr__(self, "label", self.label or f"{self.key}_label")
+        object.__setattr__(self, "embedding", self.embedding or f"X_{self.key}_best")
 
     @property
     def label_code(self) -> str:
-        """Column of ``.obs``: position of the label in ``.uns[key]["classes"]``, -1 for unassigned."""
-        return f"{self.key}_label_code"
+        """Column of ``.obs``: position of the label in the classes, -1 for unassigned."""
+        return f"{self.label}_code"
 
     @property
     def confidence(self) -> str:
         """Column of ``.obs``: probability of the predicted label, NaN for unassigned."""
-        return f"{self.key}_label_confidence"
+        return f"{self.label}_confidence"
 
     @property
     def split(self) -> str:
         """Column of ``.obs``: train, val, test or unlabelled."""
         return f"{self.key}_split"
-
-    @property
-    def embedding(self) -> str:
-        """Key of ``.obsm``: embedding under the best strategy."""
-        return f"X_{self.key}_best"
 
     @property
     def probabilities(self) -> str:
@@ -52,5 +60,5 @@ class ResultKeys:
 
     @property
     def uns(self) -> str:
-        """Key of ``.uns``: params, classes, strategies, history, per_class."""
+        """Key of ``.uns``."""
         return self.key

@@ -111,7 +111,9 @@ class ScGPTAnnotationDataReport:
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain values."""
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {k: dict(v) if isinstance(v, Mapping) else list(v) if isinstance(v, tuple) else v for k, v in plain.items()}
+        return {
+            k: dict(v) if isinstance(v, Mapping) else list(v) if isinstance(v, tuple) else v for k, v in plain.items()
+        }
 
     def _rows(self) -> list[tuple[str, str]]:
         genes = self.genes_per_cell
@@ -126,7 +128,10 @@ class ScGPTAnnotationDataReport:
                 f"median {genes['median']:,.0f}, quartiles {genes['q25']:,.0f} to {genes['q75']:,.0f}"
                 + (f"; {self.n_empty:,} cells have none" if self.n_empty else ""),
             ),
-            ("longer than max_length", f"{self.share_above_max_length:.1%} of cells have over {self.max_length - 1:,} genes"),
+            (
+                "longer than max_length",
+                f"{self.share_above_max_length:.1%} of cells have over {self.max_length - 1:,} genes",
+            ),
         ]
         if self.label_key:
             smallest = f"{self.smallest_class!r} with {self.class_counts[self.smallest_class]:,} cells"
@@ -208,8 +213,7 @@ def inspect_annotation_data(
     groups = read_groups(adata, group_key)
     found = ensure_checkpoint(checkpoint)
     vocabulary = Vocabulary.from_json(found.vocab_path)
-    args = found.args()
-    config = TokenizerConfig(n_bins=args.get("n_bins", 51), max_length=max_length or args.get("max_seq_len", 1200))
+    config = TokenizerConfig.from_args(found.args(), max_length=max_length)
     expression = choose_expression(adata, vocabulary, layer=layer, use_raw=use_raw)
     check_overlap(expression.genes)
     tokens = tokenize_expression(expression, config)
@@ -272,7 +276,9 @@ def build_report(
         n_genes=genes.n_genes,
         n_matched=genes.n_matched,
         overlap=genes.overlap,
-        matched_how={name: int(n) for name, n in zip(*np.unique(genes.how[genes.how != ""], return_counts=True), strict=True)},
+        matched_how={
+            name: int(n) for name, n in zip(*np.unique(genes.how[genes.how != ""], return_counts=True), strict=True)
+        },
         n_duplicates=genes.n_duplicates,
         matrix=expression.source,
         values=expression.kind,
@@ -343,7 +349,9 @@ def read_groups(adata: AnnData, group_key: str | None) -> np.ndarray | None:
         return None
     if group_key not in adata.obs:
         candidates = ", ".join(repr(name) for name in _group_candidates(adata)) or "none"
-        raise ValueError(f"group_key={group_key!r} is not a column of adata.obs. Columns that look like groups: {candidates}.")
+        raise ValueError(
+            f"group_key={group_key!r} is not a column of adata.obs. Columns that look like groups: {candidates}."
+        )
     column = adata.obs[group_key]
     if missing := int(column.isna().sum()):
         raise ValueError(f"group_key={group_key!r} is missing for {missing:,} cells; every cell needs a group.")

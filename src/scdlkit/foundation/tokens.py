@@ -13,8 +13,8 @@ sorts by id), radix-sort the values' float32 bits, walk values and edges togethe
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numba
@@ -72,9 +72,17 @@ class TokenizerConfig:
         if self.duplicates not in ("sum", "first"):
             raise ValueError(f"duplicates must be 'sum' or 'first', found {self.duplicates!r}.")
 
-    def to_dict(self) -> dict[str, Any]:
-        """The settings as plain values, for a manifest."""
-        return asdict(self)
+    @classmethod
+    def from_args(cls, args: Mapping[str, Any], **given: Any) -> TokenizerConfig:
+        """What the ``args.json`` of a checkpoint says (``n_bins``, ``max_seq_len``), unless given and not None."""
+        settings = {"n_bins": args.get("n_bins"), "max_length": args.get("max_seq_len")} | {
+            name: value for name, value in given.items() if value is not None
+        }
+        return cls(**{name: value for name, value in settings.items() if value is not None})
+
+    def draw(self, number: int) -> TokenizerConfig:
+        """The same with another seed, for draw ``number`` of several."""
+        return replace(self, seed=self.seed + number)
 
 
 @dataclass(frozen=True)

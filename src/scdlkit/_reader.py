@@ -1,0 +1,110 @@
+"""From the cells of an AnnData to tokens and frozen embeddings, for one checkpoint and one set of choices."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .foundation.expression import Expression, check_overlap, choose_expression
+from .foundation.inference import embed_tokens
+from .foundation.tokens import TokenizerConfig, Tokens
+from .foundation.vocabulary import Vocabulary
+from .foundation.weights import load_encoder
+from .inspection import tokenize_expression
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from .foundation.checkpoints import Checkpoint
+    from .foundation.known_cells import KnownCells
+    from .foundation.model import ScGPTEncoder
+
+
+class CellReader:
+    """Reads cells the same way every time.
+
+    Parameters
+    ----------
+    checkpoint
+        A verified checkpoint.
+    tokenizer
+        How cells become tokens; draw ``k`` adds ``k`` to its seed.
+    n_draws
+        Draws of ties and gene subsets; embeddings are averaged over them.
+    layer, use_raw
+        Which matrix.
+    device, progress
+        As everywhere.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        tokenizer: TokenizerConfig,
+        *,
+        n_draws: int = 1,
+        layer: str | None = None,
+        use_raw: bool | None = None,
+        device: str | None = None,
+        progress: bool | None = None,
+    ) -> None:
+        if n_draws < 1:
+            raise ValueError(f"n_draws must be at least 1, found {n_draws}.")
+        self.checkpoint = checkpoint
+        self.tokenizer = tokenizer
+        self.n_draws = n_draws
+        self.layer, self.use_raw = layer, use_raw
+        self.device, self.progress = device, progress
+        self.vocabulary = Vocabulary.from_json(checkpoint.vocab_path)
+        self._encoder: ScGPTEncoder | None = None
+
+    def read(self, adata: AnnData) -> tuple[Expression, list[Tokens]]:
+        """The matrix with its matched genes, and one set of tokens a draw.
+
+        Raises
+        ------
+        ValueError
+            If there are no cells, too few known genes, or values that are negative or not finite.
+        """
+        expression = choose_expression(adata, self.vocabulary, layer=self.layer, use_raw=self.use_raw)
+        check_overlap(expression.genes)
+        return expression, [tokenize_expression(expression, self.tokenizer.draw(k)) for k in range(self.n_draws)]
+
+    def embed(
+        self, draws: list[Tokens], *, known: KnownCells | None = None, batch_size: int | None = None
+    ) -> np.ndarray:
+        """Frozen embedding float32 ``[cells, embsize]``, not normalised; rows of cells without tokens are zero.
+
+        Cells in ``known`` are looked up instead of computed.
+        """
+        embedding = None if known is None else known.embedding_of(draws[0].cell_keys)
+        if embedding is None:
+            new = np.arange(draws[0].n_cells)
+        else:
+            new = np.flatnonzero(np.isnan(embedding[:, 0]))
+        if embedding is not None and not len(new):
+            return embedding
+        encoder = self._encoder_for(draws)
+        if embedding is None:
+            embedding = np.empty((len(new), encoder.config.embsize), dtype=np.float32)
+        total = np.zeros((len(new), encoder.config.embsize))
+        for tokens in draws:
+            total += embed_tokens(
+                encoder,
+                tokens if len(new) == tokens.n_cells else tokens[new],
+                cls_id=self.vocabulary.cls_id,
+                pad_id=self.vocabulary.pad_id,
+                device=self.device,
+                batch_size=batch_size,
+                progress=self.progress,
+            )
+        embedding[new] = total / self.n_draws
+        return embedding
+
+    def _encoder_for(self, draws: list[Tokens]) -> ScGPTEncoder:
+        """The encoder with rows for these genes; kept for the next call."""
+        needed = np.unique(np.concatenate([np.unique(tokens.gene_ids) for tokens in draws]))
+        if self._encoder is None or len(np.setdiff1d(needed, self._encoder.token_ids)):
+            self._encoder = load_encoder(self.checkpoint, token_ids=needed)
+        return self._encoder

@@ -1,0 +1,147 @@
+"""A fitted AnnotationRunner <-> a model folder (see ``foundation/bundle.py`` for the files themselves)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from .foundation.bundle import read_bundle, write_bundle
+from .foundation.checkpoints import ensure_checkpoint, list_checkpoints
+from .foundation.known_cells import KnownCells
+from .foundation.strategies import get_strategy
+from .inspection import ScGPTAnnotationDataReport
+
+if TYPE_CHECKING:
+    from .runner import AnnotationRunner
+
+_PACKAGES = ("scdlkit", "torch", "peft", "scikit-learn", "scanpy", "anndata", "numpy", "pandas")
+_REQUIRED = (
+    "config", "checkpoint", "label_key", "classes", "genes", "strategies", "best_strategy", "recommendation",
+    "report", "tables",
+)  # fmt: skip
+_TABLES = {"strategies": "results_", "history": "history_", "per_class": "per_class_"}
+
+
+def write_runner(runner: AnnotationRunner, path: str | os.PathLike[str]) -> Path:
+    """Write what a fitted runner learnt; see :meth:`scdlkit.AnnotationRunner.save`."""
+    reference = runner._reader.checkpoint
+    known = reference.name in set(list_checkpoints()["name"])
+    tensors = {
+        f"{name}/{key}": tensor
+        for name, strategy in runner._fitted.items()
+        for key, tensor in strategy.state_dict().items()
+    }
+    # torch has few operations on uint64: the bits travel as int64
+    tensors["cells/keys"] = torch.from_numpy(runner._known.keys.view(np.int64).copy())
+    tensors["cells/split"] = torch.from_numpy(runner._known.split.copy())
+    manifest = {
+        "config": asdict(runner.config),
+        "checkpoint": {
+            "name": reference.name,
+            "path": None if known else str(reference.folder.resolve()),
+            "sha256": reference.sha256,
+        },
+        "label_key": runner.label_key_,
+        "classes": [str(name) for name in runner.classes_],
+        "genes": [str(name) for name in runner._genes],
+        "strategies": {
+            name: {"type": type(strategy).name, "config": strategy.config.to_dict(), "metadata": strategy.metadata()}
+            for name, strategy in runner._fitted.items()
+        },
+        "best_strategy": runner.best_strategy_,
+        "recommendation": runner.recommendation_,
+        "report": _plain(runner.report_.to_dict()),
+        "tables": {name: _to_records(getattr(runner, attribute)) for name, attribute in _TABLES.items()},
+        "versions": {name: found for name in _PACKAGES if (found := _installed(name))},
+    }
+    return write_bundle(path, manifest, tensors)
+
+
+def read_runner(
+    cls: type[AnnotationRunner],
+    path: str | os.PathLike[str],
+    *,
+    checkpoint: str | os.PathLike[str] | None,
+    device: str | None,
+    progress: bool | None,
+) -> AnnotationRunner:
+    """Rebuild a fitted runner; see :meth:`scdlkit.AnnotationRunner.load`."""
+    manifest, tensors = read_bundle(path)
+    if missing := [name for name in _REQUIRED if name not in manifest]:
+        raise ValueError(f"{path}: the manifest is incomplete, it lacks {', '.join(missing)}.")
+    recorded = manifest["checkpoint"]
+    reference = ensure_checkpoint(checkpoint or recorded["path"] or recorded["name"], progress=progress)
+    if reference.sha256 != recorded["sha256"]:
+        raise ValueError(
+            f"The model was fitted on checkpoint {recorded['name']!r} with sha256 {recorded['sha256']}, but "
+            f"{reference.folder} has {reference.sha256}. Pass checkpoint= the folder of the original one."
+        )
+    fitted = {}
+    for name, entry in manifest["strategies"].items():
+        strategy = get_strategy(entry["type"])(entry["config"], name=name)
+        state = {key.removeprefix(f"{name}/"): tensor for key, tensor in tensors.items() if key.startswith(f"{name}/")}
+        strategy.load_state(state, entry["metadata"])
+        if strategy.n_classes != len(manifest["classes"]):
+            raise ValueError(
+                f"{path}: strategy {name!r} knows {strategy.n_classes} classes, the manifest names "
+                f"{len(manifest['classes'])}."
+            )
+        fitted[name] = strategy
+    if manifest["best_strategy"] not in fitted:
+        raise ValueError(f"{path}: the best strategy {manifest['best_strategy']!r} is not among the saved ones.")
+    runner = cls.__new__(cls)
+    where = checkpoint or recorded["path"] or recorded["name"]
+    runner._restore(cls.config_class(**manifest["config"]), where, list(fitted.values()), device, progress)
+    runner._use_checkpoint(reference)
+    runner._fitted = fitted
+    runner._known = KnownCells(
+        tensors["cells/keys"].numpy().view(np.uint64), tensors["cells/split"].numpy(), np.empty(0, np.uint64), None
+    )
+    runner._genes = np.array(manifest["genes"], dtype=object)
+    runner.classes_ = np.array(manifest["classes"], dtype=object)
+    runner.label_key_ = manifest["label_key"]
+    runner.best_strategy_ = manifest["best_strategy"]
+    runner.recommendation_ = manifest["recommendation"]
+    runner.report_ = ScGPTAnnotationDataReport(**manifest["report"])
+    for name, attribute in _TABLES.items():
+        setattr(runner, attribute, _from_records(manifest["tables"][name]))
+    return runner
+
+
+def _to_records(table: pd.DataFrame) -> dict[str, Any]:
+    """Columns, types and rows as plain values; NaN becomes null."""
+    return {
+        "columns": {str(name): str(dtype) for name, dtype in table.dtypes.items()},
+        "rows": [[_plain(value) for value in row] for row in table.itertuples(index=False)],
+    }
+
+
+def _from_records(content: Mapping[str, Any]) -> pd.DataFrame:
+    table = pd.DataFrame(content["rows"], columns=list(content["columns"]))
+    return table.astype({name: dtype for name, dtype in content["columns"].items() if dtype != "object"})
+
+
+def _plain(value: Any) -> Any:
+    """NumPy values and NaN as JSON knows them."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def _installed(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""

@@ -1,0 +1,490 @@
+"""AnnotationRunner: one labelled data set in, compared strategies and a model for new cells out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from ._annotation import write_annotation
+from ._keys import UNASSIGNED, ResultKeys
+from ._reader import CellReader
+from ._saved import read_runner, write_runner
+from ._settings import logger
+from .foundation._device import resolve_device
+from .foundation.checkpoints import Checkpoint, ensure_checkpoint
+from .foundation.comparison import Comparison, compare
+from .foundation.expression import Expression
+from .foundation.inference import normalise
+from .foundation.known_cells import KnownCells
+from .foundation.splits import make_split, usable_classes
+from .foundation.strategies import CellData, Strategy, build_strategies
+from .foundation.tokens import TokenizerConfig, Tokens
+from .inspection import (
+    Labels,
+    ScGPTAnnotationDataReport,
+    build_report,
+    find_label_key,
+    inspect_annotation_data,
+    read_groups,
+    read_labels,
+)
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+DEFAULT_STRATEGIES = ("frozen_probe", "head")
+DEFAULT_BASELINES = ("pca_logreg",)
+
+
+@dataclass(frozen=True)
+class RunnerConfig:
+    """Everything a run depends on besides the cells; see :class:`AnnotationRunner` for the meaning of each."""
+
+    label_key: str | None
+    group_key: str | None
+    layer: str | None
+    use_raw: bool | None
+    val_size: float
+    test_size: float
+    small_classes: Literal["error", "drop"]
+    max_length: int | None
+    ties: Literal["random", "mid"]
+    duplicates: Literal["sum", "first"]
+    n_draws: int
+    random_state: int
+
+    def __post_init__(self) -> None:
+        for name in ("val_size", "test_size"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name} must be between 0 and 1, found {getattr(self, name)!r}.")
+        if self.val_size + self.test_size >= 1:
+            raise ValueError(
+                f"val_size + test_size must leave cells to train on, found {self.val_size} + {self.test_size}."
+            )
+        if self.small_classes not in ("error", "drop"):
+            raise ValueError(f"small_classes must be 'error' or 'drop', found {self.small_classes!r}.")
+
+
+class AnnotationRunner:
+    """Fit strategies to one labelled data set, compare them honestly, annotate this or other data.
+
+    ``fit_compare`` splits the labelled cells, trains every strategy on the same training cells, ranks them on the
+    validation cells and reports the untouched test cells. :func:`scdlkit.tl.adapt_annotation` does all steps at once.
+
+    Parameters
+    ----------
+    label_key
+        Column of ``.obs`` with cell types; ``"cell_type"`` where it exists. Cells without a label are not trained on.
+    checkpoint
+        Registered name or folder in the official layout.
+    strategies
+        Names, see :func:`scdlkit.foundation.available_strategies`.
+    baselines
+        What the foundation model has to beat; stands in the same table.
+    strategy_configs
+        Name → config of that strategy, where the defaults do not fit.
+    layer, use_raw
+        Which matrix; chosen and reported by default.
+    group_key
+        Column of ``.obs``; cells of one value (donor, study) never straddle the split.
+    val_size, test_size
+        Shares of the labelled cells.
+    small_classes
+        Classes too small to be split: ``"error"``, or ``"drop"`` them (their cells count as unlabelled; reported).
+    batch_size
+        Cells of a training step, for strategies without a config of their own.
+    max_length
+        Most tokens of a cell, ``<cls>`` included; the checkpoint's by default.
+    ties, duplicates
+        See :class:`scdlkit.foundation.TokenizerConfig`.
+    n_draws
+        Average each embedding over this many draws of ties and gene subsets.
+    random_state
+        Seed of the split, the tokens and the training.
+    device
+        ``"auto"``, ``"cpu"``, ``"cuda"``, …; the setting by default.
+    progress
+        Show progress bars; the setting by default.
+
+    Attributes
+    ----------
+    report_
+        What inspection found.
+    results_
+        One row a strategy: metrics on validation and test cells, parameters, time, memory, rank.
+    history_, per_class_
+        Rows per epoch, and per class.
+    classes_
+        Class names; ``label_codes`` are positions in it.
+    best_strategy_
+        Best-ranked strategy on the validation cells (baselines do not count).
+    recommendation_
+        One sentence: whether the foundation model is worth it here.
+
+    Example
+    -------
+    >>> runner = sk.AnnotationRunner("bulk_labels", checkpoint="mini")
+    >>> runner.fit_compare(adata)
+    >>> runner.annotate_adata(query)
+    >>> runner.save("model/")
+    """
+
+    config_class = RunnerConfig
+
+    def __init__(
+        self,
+        label_key: str | None = None,
+        *,
+        checkpoint: str | os.PathLike[str] = "whole-human",
+        strategies: Sequence[str] = DEFAULT_STRATEGIES,
+        baselines: Sequence[str] = DEFAULT_BASELINES,
+        strategy_configs: Mapping[str, Any] | None = None,
+        layer: str | None = None,
+        use_raw: bool | None = None,
+        group_key: str | None = None,
+        val_size: float = 0.15,
+        test_size: float = 0.15,
+        small_classes: Literal["error", "drop"] = "error",
+        batch_size: int = 64,
+        max_length: int | None = None,
+        ties: Literal["random", "mid"] = "random",
+        duplicates: Literal["sum", "first"] = "sum",
+        n_draws: int = 1,
+        random_state: int = 42,
+        device: str | None = None,
+        progress: bool | None = None,
+    ) -> None:
+        config = RunnerConfig(
+            label_key, group_key, layer, use_raw, val_size, test_size, small_classes, max_length, ties, duplicates,
+            n_draws, random_state,
+        )  # fmt: skip
+        chosen = build_strategies([*strategies, *baselines], strategy_configs, batch_size=batch_size)
+        self._restore(config, checkpoint, chosen, device, progress)
+
+    def inspect(self, adata: AnnData) -> ScGPTAnnotationDataReport:
+        """:func:`scdlkit.pp.inspect_annotation_data` with this runner's settings."""
+        config = self.config
+        return inspect_annotation_data(
+            adata,
+            config.label_key,
+            checkpoint=self.checkpoint,
+            layer=config.layer,
+            use_raw=config.use_raw,
+            group_key=config.group_key,
+            val_size=config.val_size,
+            test_size=config.test_size,
+            max_length=config.max_length,
+        )
+
+    def fit_compare(self, adata: AnnData) -> pd.DataFrame:
+        """Train and compare the strategies on the labelled cells; ``adata`` is read only.
+
+        Returns
+        -------
+        DataFrame
+            ``results_``: one row a strategy, best first.
+
+        Raises
+        ------
+        ValueError
+            If inspection or the split finds the data unusable; the message says what to do.
+        RuntimeError
+            If every strategy failed; the reasons are listed.
+        """
+        config = self.config
+        label_key = find_label_key(adata, config.label_key)
+        labels, groups = read_labels(adata, label_key), read_groups(adata, config.group_key)
+        reader = self._use_checkpoint(ensure_checkpoint(self.checkpoint, progress=self.progress))
+        self._known = KnownCells.none()
+        expression, draws = reader.read(adata)
+        # a cell without known genes teaches nothing
+        labels = replace(labels, codes=np.where(draws[0].lengths > 0, labels.codes, -1))
+        labels = self._drop_small_classes(labels, groups)
+        self.report_ = build_report(
+            adata,
+            expression=expression,
+            tokens=draws[0],
+            config=reader.tokenizer,
+            checkpoint=reader.checkpoint.name,
+            labels=labels,
+            label_key=label_key,
+            groups=groups,
+            group_key=config.group_key or "",
+            val_size=config.val_size,
+            test_size=config.test_size,
+        )
+        for text in self.report_.warnings:
+            logger.warning("%s", text)
+        split = make_split(
+            labels.codes,
+            expression.cell_names,
+            classes=labels.classes,
+            groups=groups,
+            val_size=config.val_size,
+            test_size=config.test_size,
+            seed=config.random_state,
+        )
+        for text in split.warnings:
+            logger.warning("%s", text)
+        # a canonical order of the cells: the order of the file must not reach the training
+        labelled = np.flatnonzero(labels.codes >= 0)
+        labelled = labelled[np.lexsort((expression.cell_names[labelled].astype(str), draws[0].cell_keys[labelled]))]
+        cells = replace(self._cells(expression, draws, labelled), codes=labels.codes[labelled])
+        comparison = compare(
+            self._strategies,
+            cells,
+            split.subset(labelled),
+            labels.classes,
+            seed=config.random_state,
+            device=str(resolve_device(self.device)),
+            progress=self.progress,
+        )
+        self._take(comparison)
+        self.classes_ = labels.classes
+        self.label_key_ = label_key
+        self._genes = expression.genes.names[expression.genes.token_ids >= 0]
+        keys = draws[0].cell_keys
+        self._known = KnownCells.of(keys, split.assignment).with_embedding(keys[labelled], cells.embedding)
+        return self.results_
+
+    def predict(self, adata: AnnData, *, strategy: str | None = None) -> dict[str, np.ndarray]:
+        """Annotate cells; ``adata`` is read only. It may have other genes, in another order, than the training data.
+
+        Parameters
+        ----------
+        adata
+            Cells to annotate.
+        strategy
+            Name of a fitted strategy or baseline; the best strategy by default.
+
+        Returns
+        -------
+        dict
+            ``label_codes`` int64 ``[cells]`` (-1: unassigned), ``labels`` str ``[cells]``, ``probabilities`` float32
+            ``[cells, classes]`` and ``latent`` float32 ``[cells, embsize]``, L2-normalised. Cells without any known
+            gene are "unassigned", with NaN probabilities and an all-zero latent.
+
+        Raises
+        ------
+        RuntimeError
+            Before ``fit_compare`` or ``load``.
+        """
+        return self._predict(adata, strategy)[0]
+
+    def annotate_adata(
+        self,
+        adata: AnnData,
+        *,
+        obs_key: str = "scgpt_label",
+        embedding_key: str = "X_scgpt_best",
+        key_added: str = "scgpt",
+        strategy: str | None = None,
+    ) -> None:
+        """Annotate cells and write the result into ``adata``.
+
+        Parameters
+        ----------
+        adata
+            Cells to annotate; a view is turned into an actual AnnData, as scanpy does.
+        obs_key, embedding_key, key_added
+            Where to write, see below.
+        strategy
+            Name of a fitted strategy or baseline; the best strategy by default.
+
+        Returns
+        -------
+        None
+            Sets the following fields, all of which survive ``write_h5ad`` and ``write_zarr``:
+
+            ``adata.obs[obs_key]``
+                Predicted label, categorical; "unassigned" for cells without any known gene.
+            ``adata.obs[f"{obs_key}_code"]``, ``adata.obs[f"{obs_key}_confidence"]``
+                Position in ``classes`` (-1: unassigned), and probability of the label (NaN: unassigned).
+            ``adata.obs[f"{key_added}_split"]``
+                train, val or test for the cells of the fit, recognised by their content; else unlabelled.
+            ``adata.obsm[embedding_key]``, ``adata.obsm[f"{key_added}_proba"]``
+                L2-normalised embedding, and class probabilities in the order of ``classes``.
+            ``adata.uns[key_added]``
+                params, classes, strategies, history and per_class; read them with :mod:`scdlkit.get`.
+        """
+        prediction, splits = self._predict(adata, strategy)
+        write_annotation(
+            adata,
+            prediction,
+            splits,
+            keys=ResultKeys(key_added, label=obs_key, embedding=embedding_key),
+            classes=self.classes_,
+            params=self._params(strategy or self.best_strategy_, key_added),
+            strategies=self.results_,
+            history=self.history_,
+            per_class=self.per_class_,
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the fitted model as a folder: ``manifest.json`` and ``model_state.pt``.
+
+        Holds what was learnt, not the checkpoint, and nothing executable. The folder appears complete or not at all;
+        an earlier model in it is replaced.
+
+        Raises
+        ------
+        RuntimeError
+            Before ``fit_compare`` or ``load``.
+        ValueError
+            If the folder holds anything but an earlier model.
+        """
+        self._check_fitted("save")
+        return write_runner(self, path)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        checkpoint: str | os.PathLike[str] | None = None,
+        device: str | None = None,
+        progress: bool | None = None,
+    ) -> AnnotationRunner:
+        """Read a model that :meth:`save` wrote; nothing in it is executed.
+
+        Parameters
+        ----------
+        path
+            The folder.
+        checkpoint
+            Where the base checkpoint is now, if it is not where it was; its sha256 must be the recorded one.
+        device, progress
+            As in the constructor.
+
+        Raises
+        ------
+        FileNotFoundError
+            If a file is missing.
+        ValueError
+            If the model is corrupt, edited, incomplete or of another format version, or the checkpoint is another.
+        """
+        return read_runner(cls, path, checkpoint=checkpoint, device=device, progress=progress)
+
+    def __repr__(self) -> str:
+        names = ", ".join(strategy.name for strategy in self._strategies)
+        state = f"best: {self.best_strategy_}" if self._fitted else "not fitted"
+        return f"AnnotationRunner(checkpoint={str(self.checkpoint)!r}, strategies: {names}; {state})"
+
+    def _restore(
+        self,
+        config: RunnerConfig,
+        checkpoint: str | os.PathLike[str],
+        strategies: list[Strategy],
+        device: str | None,
+        progress: bool | None,
+    ) -> None:
+        """State of a runner that is not fitted yet."""
+        self.config = config
+        self.checkpoint = checkpoint
+        self.device = device
+        self.progress = progress
+        self._strategies = strategies
+        self._fitted: dict[str, Strategy] = {}
+        self._known = KnownCells.none()
+
+    def _use_checkpoint(self, reference: Checkpoint) -> CellReader:
+        config = self.config
+        self._reader = CellReader(
+            reference,
+            TokenizerConfig.from_args(
+                reference.args(),
+                max_length=config.max_length,
+                seed=config.random_state,
+                ties=config.ties,
+                duplicates=config.duplicates,
+            ),
+            n_draws=config.n_draws,
+            layer=config.layer,
+            use_raw=config.use_raw,
+            device=self.device,
+            progress=self.progress,
+        )
+        return self._reader
+
+    def _drop_small_classes(self, labels: Labels, groups: np.ndarray | None) -> Labels:
+        if self.config.small_classes == "error":
+            return labels
+        keep = usable_classes(labels.codes, labels.classes, groups=groups)
+        if keep.all():
+            return labels
+        dropped = [f"{name} ({labels.counts[name]})" for name in labels.classes[~keep]]
+        logger.warning("Dropped %d classes too small to split: %s.", len(dropped), ", ".join(dropped))
+        new_codes = np.append(np.where(keep, np.cumsum(keep) - 1, -1), -1)  # the last entry maps -1 to -1
+        return Labels(new_codes[labels.codes], labels.classes[keep])
+
+    def _cells(self, expression: Expression, draws: list[Tokens], rows: np.ndarray) -> CellData:
+        """What the strategies read of the cells at ``rows``; the cells of the fit are not embedded again."""
+        return CellData(
+            embedding=self._reader.embed([tokens[rows] for tokens in draws], known=self._known),
+            expression=expression.rows(rows),
+            gene_names=expression.genes.names,
+            kind=expression.kind,
+            tokens=draws[0][rows],
+        )
+
+    def _take(self, comparison: Comparison) -> None:
+        self.results_ = comparison.table
+        self.history_ = comparison.history
+        self.per_class_ = comparison.per_class
+        self.best_strategy_ = comparison.best
+        self.recommendation_ = comparison.recommend()
+        self._fitted = dict(comparison.fitted)
+
+    def _predict(self, adata: AnnData, strategy: str | None) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        self._check_fitted("predict")
+        name = strategy or self.best_strategy_
+        if name not in self._fitted:
+            raise ValueError(f"strategy={strategy!r} is not fitted; fitted are {', '.join(self._fitted)}.")
+        expression, draws = self._reader.read(adata)
+        occupied = np.flatnonzero(draws[0].lengths > 0)
+        if empty := expression.n_cells - len(occupied):
+            logger.warning("%d cells have no gene that the checkpoint knows: %r.", empty, UNASSIGNED)
+        cells = self._cells(expression, draws, occupied)
+        probabilities = np.full((expression.n_cells, len(self.classes_)), np.nan, dtype=np.float32)
+        latent = np.zeros((expression.n_cells, cells.embedding.shape[1]), dtype=np.float32)  # type: ignore[union-attr]
+        codes = np.full(expression.n_cells, -1, dtype=np.int64)
+        if len(occupied):
+            probabilities[occupied] = self._fitted[name].predict_proba(cells)
+            latent[occupied] = normalise(cells.embedding)  # type: ignore[arg-type]
+            codes[occupied] = probabilities[occupied].argmax(axis=1)
+        labels = np.append(self.classes_, UNASSIGNED)[codes]
+        prediction = {"label_codes": codes, "labels": labels, "probabilities": probabilities, "latent": latent}
+        return prediction, self._known.split_of(draws[0].cell_keys)
+
+    def _params(self, strategy: str, key_added: str) -> dict[str, Any]:
+        """Plain values for ``.uns``; AnnData stores no None."""
+        settings = {name: "" if value is None else value for name, value in asdict(self.config).items()}
+        return {
+            **settings,
+            "label_key": self.label_key_,
+            "checkpoint": self._reader.checkpoint.name,
+            "checkpoint_sha256": self._reader.checkpoint.sha256,
+            "strategy": strategy,
+            "best_strategy": self.best_strategy_,
+            "recommendation": self.recommendation_,
+            "key_added": key_added,
+            "matrix": self.report_.matrix,
+            "values": self.report_.values,
+            "version": _version(),
+        }
+
+    def _check_fitted(self, action: str) -> None:
+        if not self._fitted:
+            raise RuntimeError(f"Nothing to {action} with: call fit_compare first, or AnnotationRunner.load.")
+
+
+def _version() -> str:
+    from . import __version__
+
+    return __version__

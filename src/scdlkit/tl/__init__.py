@@ -1,0 +1,9 @@
+"""Tools: adapt, predict and embed, written into the AnnData."""
+
+from __future__ import annotations
+
+from ._adapt import adapt_annotation
+from ._embed import embed
+from ._predict import predict
+
+__all__ = ["adapt_annotation", "embed", "predict"]

@@ -1,0 +1,139 @@
+"""The main job in one call."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from scdlkit._keys import DEFAULT_KEY, ResultKeys
+from scdlkit._optional import require_foundation
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from scdlkit.runner import AnnotationRunner
+
+
+def adapt_annotation(
+    adata: AnnData,
+    label_key: str | None = None,
+    *,
+    checkpoint: str | os.PathLike[str] = "whole-human",
+    strategies: Sequence[str] = ("frozen_probe", "head"),
+    baselines: Sequence[str] = ("pca_logreg",),
+    strategy_configs: Mapping[str, Any] | None = None,
+    layer: str | None = None,
+    use_raw: bool | None = None,
+    group_key: str | None = None,
+    val_size: float = 0.15,
+    test_size: float = 0.15,
+    small_classes: Literal["error", "drop"] = "error",
+    batch_size: int = 64,
+    max_length: int | None = None,
+    ties: Literal["random", "mid"] = "random",
+    duplicates: Literal["sum", "first"] = "sum",
+    n_draws: int = 1,
+    random_state: int = 42,
+    device: str | None = None,
+    output_dir: str | os.PathLike[str] | None = None,
+    key_added: str = DEFAULT_KEY,
+    progress: bool | None = None,
+) -> AnnotationRunner:
+    """Adapt a pretrained scGPT to the cell types of ``adata``, compare strategies honestly, annotate every cell.
+
+    Labelled cells are split into train, validation and test. Every strategy and baseline learns from the same training
+    cells, validation cells rank them, and test cells, which chose nothing, tell how good each is. The best strategy
+    annotates all cells. scGPT: Cui et al. 2024, https://doi.org/10.1038/s41592-024-02201-0.
+
+    Parameters
+    ----------
+    adata
+        Cells x genes: counts, normalised or log1p values.
+    label_key
+        Column of ``.obs`` with cell types; ``"cell_type"`` where it exists. Cells without a label are annotated, not
+        trained on.
+    checkpoint
+        Registered name (see :func:`scdlkit.foundation.list_checkpoints`) or folder in the official layout.
+    strategies, baselines
+        What to compare. ``frozen_probe``: logistic regression on the frozen embedding; ``head``: scGPT's annotation
+        head on it; ``pca_logreg``: no foundation model at all.
+    strategy_configs
+        Name → config of that strategy.
+    layer, use_raw
+        Which matrix; chosen and reported by default.
+    group_key
+        Column of ``.obs``; cells of one value (donor, study) never straddle the split.
+    val_size, test_size
+        Shares of the labelled cells.
+    small_classes
+        Classes too small to be split: ``"error"``, or ``"drop"`` them (their cells count as unlabelled; reported).
+    batch_size
+        Cells of a training step.
+    max_length
+        Most tokens of a cell, ``<cls>`` included; the checkpoint's by default.
+    ties, duplicates
+        See :class:`scdlkit.foundation.TokenizerConfig`.
+    n_draws
+        Average each embedding over this many draws of ties and gene subsets.
+    random_state
+        Seed of the split, the tokens and the training.
+    device
+        ``"auto"``, ``"cpu"``, ``"cuda"``, …; the setting by default.
+    output_dir
+        Also write ``strategy_metrics.csv``, ``report.md``, figures and the saved ``model/`` into this folder.
+    key_added
+        Prefix of all keys.
+    progress
+        Show progress bars; the setting by default.
+
+    Returns
+    -------
+    AnnotationRunner
+        Fitted; ``adata`` has the fields that :meth:`scdlkit.AnnotationRunner.annotate_adata` lists.
+
+    Raises
+    ------
+    ImportError
+        If PyTorch is missing.
+    ValueError
+        If the data cannot be used; the message says why and what to do. ``adata`` is then unchanged.
+
+    Example
+    -------
+    >>> runner = sk.tl.adapt_annotation(adata, "bulk_labels", checkpoint="mini")
+    >>> runner.results_[["strategy", "val_macro_f1", "test_macro_f1"]]
+    >>> sc.pl.umap(adata, color="scgpt_label")
+    """
+    require_foundation()
+    from scdlkit.runner import AnnotationRunner
+
+    keys = ResultKeys(key_added)
+    runner = AnnotationRunner(
+        label_key,
+        checkpoint=checkpoint,
+        strategies=strategies,
+        baselines=baselines,
+        strategy_configs=strategy_configs,
+        layer=layer,
+        use_raw=use_raw,
+        group_key=group_key,
+        val_size=val_size,
+        test_size=test_size,
+        small_classes=small_classes,
+        batch_size=batch_size,
+        max_length=max_length,
+        ties=ties,
+        duplicates=duplicates,
+        n_draws=n_draws,
+        random_state=random_state,
+        device=device,
+        progress=progress,
+    )
+    runner.fit_compare(adata)
+    runner.annotate_adata(adata, obs_key=keys.label, embedding_key=keys.embedding, key_added=key_added)
+    if output_dir is not None:
+        from ._artefacts import write_artefacts
+
+        write_artefacts(adata, runner, output_dir, key=key_added)
+    return runner

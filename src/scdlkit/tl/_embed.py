@@ -1,0 +1,120 @@
+"""Zero-shot embedding."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Literal
+
+from scdlkit._annotation import to_actual
+from scdlkit._keys import DEFAULT_EMBEDDING_KEY
+from scdlkit._optional import require_foundation
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+def embed(
+    adata: AnnData,
+    *,
+    checkpoint: str | os.PathLike[str] = "whole-human",
+    key_added: str = DEFAULT_EMBEDDING_KEY,
+    layer: str | None = None,
+    use_raw: bool | None = None,
+    batch_size: int | None = None,
+    max_length: int | None = None,
+    ties: Literal["random", "mid"] = "random",
+    duplicates: Literal["sum", "first"] = "sum",
+    n_draws: int = 1,
+    random_state: int = 42,
+    device: str | None = None,
+    progress: bool | None = None,
+    copy: bool = False,
+) -> AnnData | None:
+    """Embed cells with a pretrained scGPT, without any labels (Cui et al. 2024, https://doi.org/10.1038/s41592-024-02201-0).
+
+    The embedding of a cell depends on its content and ``random_state`` alone, not on the order or number of cells.
+
+    Parameters
+    ----------
+    adata
+        Cells x genes: counts, normalised or log1p values.
+    checkpoint
+        Registered name or folder in the official layout.
+    key_added
+        Key of ``.obsm``.
+    layer, use_raw
+        Which matrix; chosen and reported by default, see :func:`scdlkit.foundation.choose_expression`.
+    batch_size
+        Most cells of a batch; by memory alone by default.
+    max_length
+        Most tokens of a cell, ``<cls>`` included; the checkpoint's by default.
+    ties, duplicates
+        See :class:`scdlkit.foundation.TokenizerConfig`.
+    n_draws
+        Average over this many draws of ties and gene subsets.
+    random_state
+        Seed of ties and gene subsets.
+    device
+        ``"auto"``, ``"cpu"``, ``"cuda"``, …; the setting by default.
+    progress
+        Show a progress bar; the setting by default.
+    copy
+        Return a changed copy instead of changing ``adata``.
+
+    Returns
+    -------
+    AnnData or None
+        Sets the following fields:
+
+        ``adata.obsm[key_added]``
+            float32, cells x embsize, L2-normalised. Cells without any known gene are all zero, with a warning.
+        ``adata.uns[key_added]``
+            params: checkpoint, its sha256, matrix, and the settings.
+
+    Raises
+    ------
+    ImportError
+        If PyTorch is missing.
+    ValueError
+        If the matrix or the genes cannot be used; the message says why.
+
+    Example
+    -------
+    >>> sk.tl.embed(adata, checkpoint="mini")
+    >>> sc.pp.neighbors(adata, use_rep="X_scgpt")
+    """
+    require_foundation()
+    from scdlkit._reader import CellReader
+    from scdlkit._settings import logger
+    from scdlkit.foundation.checkpoints import ensure_checkpoint
+    from scdlkit.foundation.inference import normalise
+    from scdlkit.foundation.tokens import TokenizerConfig
+
+    found = ensure_checkpoint(checkpoint, progress=progress)
+    tokenizer = TokenizerConfig.from_args(
+        found.args(), max_length=max_length, ties=ties, duplicates=duplicates, seed=random_state
+    )
+    reader = CellReader(
+        found, tokenizer, n_draws=n_draws, layer=layer, use_raw=use_raw, device=device, progress=progress
+    )
+    expression, draws = reader.read(adata)
+    embedding = normalise(reader.embed(draws, batch_size=batch_size))
+    if empty := int((draws[0].lengths == 0).sum()):
+        logger.warning("%d cells have no gene that the checkpoint knows; their embedding is all zero.", empty)
+    target = adata.copy() if copy else adata
+    to_actual(target)
+    target.obsm[key_added] = embedding
+    target.uns[key_added] = {
+        "params": {
+            "checkpoint": found.name,
+            "checkpoint_sha256": found.sha256,
+            "matrix": expression.source,
+            "values": expression.kind,
+            "max_length": tokenizer.max_length,
+            "ties": ties,
+            "duplicates": duplicates,
+            "n_draws": n_draws,
+            "random_state": random_state,
+        }
+    }
+    return target if copy else None
