@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import sys
 from pathlib import Path
+from typing import TextIO
 
 from platformdirs import user_cache_path
 
 logger = logging.getLogger("scdlkit")
-_handler = logging.StreamHandler()
-_handler.setFormatter(logging.Formatter("%(message)s"))
-logger.addHandler(_handler)
+
+
+class _Handler(logging.StreamHandler[TextIO]):
+    """Shows messages on what is standard error at that moment, unless the program has set up logging itself."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not logging.getLogger().handlers:  # otherwise the message would be shown twice
+            self.stream = sys.stderr  # notebooks and tests replace it
+            super().emit(record)
+
+
+if not any(type(handler).__name__ == _Handler.__name__ for handler in logger.handlers):  # a module may be reloaded
+    logger.addHandler(_Handler())
 
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
@@ -21,7 +34,7 @@ class Settings:
     """What every function of scdlkit reads when it is not told otherwise.
 
     Each setting starts from its environment variable: ``SCDLKIT_CACHE_DIR``, ``SCDLKIT_DEVICE``,
-    ``SCDLKIT_PROGRESS``, ``SCDLKIT_VERBOSITY``.
+    ``SCDLKIT_PROGRESS``, ``SCDLKIT_VERBOSITY``. An invalid value is a :class:`ValueError`.
 
     Example
     -------
@@ -30,21 +43,31 @@ class Settings:
     >>> sk.settings.progress = False
     """
 
+    __slots__ = ("_cache_dir", "_device", "_progress")  # a misspelt setting is an AttributeError
+
     def __init__(self) -> None:
-        environment = os.environ
-        self.cache_dir = Path(environment.get("SCDLKIT_CACHE_DIR") or user_cache_path("scdlkit"))
-        self.device = environment.get("SCDLKIT_DEVICE") or "auto"
-        self.progress = environment.get("SCDLKIT_PROGRESS") or True
-        self.verbosity = environment.get("SCDLKIT_VERBOSITY") or "INFO"
+        self.cache_dir = user_cache_path("scdlkit")
+        self.device = "auto"
+        self.progress = True
+        self.verbosity = "INFO"
+        for name in ("cache_dir", "device", "progress", "verbosity"):
+            variable = f"SCDLKIT_{name.upper()}"
+            if os.environ.get(variable):
+                try:
+                    setattr(self, name, os.environ[variable])
+                except ValueError as error:
+                    raise ValueError(f"Environment variable {variable}: {error}") from None
 
     @property
     def cache_dir(self) -> Path:
-        """Folder for downloaded checkpoints."""
+        """Folder for downloaded checkpoints; kept as an absolute path."""
         return self._cache_dir
 
     @cache_dir.setter
     def cache_dir(self, value: str | os.PathLike[str]) -> None:
-        self._cache_dir = Path(value).expanduser()
+        if not isinstance(value, str | os.PathLike) or not str(value).strip():
+            raise ValueError(f"cache_dir must be the path of a folder, found {value!r}.")
+        self._cache_dir = Path(os.path.expanduser(value)).absolute()
 
     @property
     def device(self) -> str:
@@ -53,7 +76,7 @@ class Settings:
 
     @device.setter
     def device(self, value: str) -> None:
-        if not isinstance(value, str) or value.split(":")[0] not in {"auto", "cpu", "cuda", "mps"}:
+        if not isinstance(value, str) or not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
             raise ValueError(f"device must be 'auto', 'cpu', 'cuda', 'cuda:<n>' or 'mps', found {value!r}.")
         self._device = value
 
@@ -75,10 +98,12 @@ class Settings:
         return logging.getLevelName(logger.level)
 
     @verbosity.setter
-    def verbosity(self, value: str) -> None:
-        if str(value).upper() not in _LEVELS:
+    def verbosity(self, value: str | int) -> None:
+        # integers are the levels of the standard library, such as logging.INFO (20)
+        name = logging.getLevelName(value) if type(value) is int else str(value).upper()
+        if name not in _LEVELS:
             raise ValueError(f"verbosity must be one of {', '.join(_LEVELS)}, found {value!r}.")
-        logger.setLevel(str(value).upper())
+        logger.setLevel(name)
 
     def __repr__(self) -> str:
         return (
