@@ -156,7 +156,7 @@ def _download(title: str, file: CheckpointFile, path: Path, expected: str | None
                 if expected is not None and part.stat().st_size >= (file.size or 0):  # whole, and another file
                     hopeless.add(url)
             except (RequestException, TransportError, ConnectionError, TimeoutError) as error:
-                reasons[url] = f"{type(error).__name__}: {error}"
+                reasons[url] = _reason(error)
                 status = error.response.status_code if isinstance(error, HTTPError) else 500
                 if 400 <= status < 500 and status not in (408, 429):
                     hopeless.add(url)
@@ -183,7 +183,15 @@ def _get(url: str, part: Path, file: CheckpointFile, *, progress: bool) -> None:
         get(url, str(part), None)
     finally:
         if bar is not None:
+            bar.leave = False  # of a failed download; pooch has closed the bar of a whole one
             bar.close()
+
+
+def _reason(error: Exception) -> str:
+    """The error at the bottom of those that requests and urllib3 wrap around one another."""
+    inner: object = error.args[0] if error.args else error
+    inner = getattr(inner, "reason", inner)
+    return f"{type(inner if isinstance(inner, Exception) else error).__name__}: {inner}"
 
 
 def _problem(path: Path, file: CheckpointFile, expected: str | None) -> str:
