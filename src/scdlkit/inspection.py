@@ -259,6 +259,11 @@ def build_report(
     above = float((expressed > config.max_length - 1).mean())
     n_empty = int((expressed == 0).sum())
     warnings = list(expression.warnings)
+    if genes.n_duplicates:
+        warnings.append(
+            f"{genes.n_duplicates:,} genes share a token with another gene; "
+            + ("their values are summed." if config.duplicates == "sum" else "the first of each counts.")
+        )
     if n_empty:
         warnings.append(f"{n_empty:,} cells have no gene that the checkpoint knows; they become {UNASSIGNED!r}.")
     if above > 0.5:

@@ -164,6 +164,9 @@ class AnnotationRunner:
             label_key, group_key, layer, use_raw, val_size, test_size, small_classes, max_length, ties, duplicates,
             n_draws, random_state,
         )  # fmt: skip
+        for name, value in (("strategies", strategies), ("baselines", baselines)):
+            if isinstance(value, str):
+                raise TypeError(f"{name} must be a sequence of names, found the string {value!r}; write ({value!r},).")
         chosen = build_strategies([*strategies, *baselines], strategy_configs, batch_size=batch_size)
         self._restore(config, checkpoint, chosen, device, progress)
 
@@ -239,7 +242,7 @@ class AnnotationRunner:
         comparison = compare(
             self._strategies,
             cells,
-            split.subset(labelled),
+            replace(split, assignment=split.assignment[labelled]),
             labels.classes,
             seed=config.random_state,
             device=str(resolve_device(self.device)),
@@ -434,7 +437,7 @@ class AnnotationRunner:
         )
 
     def _take(self, comparison: Comparison) -> None:
-        self.results_ = comparison.table
+        self.results_ = comparison.table.sort_values("rank").reset_index(drop=True)
         self.history_ = comparison.history
         self.per_class_ = comparison.per_class
         self.best_strategy_ = comparison.best

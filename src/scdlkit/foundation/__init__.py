@@ -1,1 +1,50 @@
-"""The engine: arrays and tensors in, arrays and tensors out."""
+"""The engine: arrays and tensors in, arrays and tensors out. Names load on first use."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "AnnotationHead": "model",
+    "Checkpoint": "checkpoints",
+    "CheckpointInfo": "checkpoints",
+    "FrozenProbeConfig": "strategies",
+    "GeneMatch": "vocabulary",
+    "HeadConfig": "strategies",
+    "PCALogRegConfig": "strategies",
+    "ScGPTConfig": "model",
+    "ScGPTEncoder": "model",
+    "Strategy": "strategies",
+    "TokenizerConfig": "tokens",
+    "Tokens": "tokens",
+    "TrainingConfig": "strategies",
+    "Vocabulary": "vocabulary",
+    "available_strategies": "strategies",
+    "checkpoint_info": "checkpoints",
+    "choose_expression": "expression",
+    "embed_tokens": "inference",
+    "ensure_checkpoint": "checkpoints",
+    "get_strategy": "strategies",
+    "list_checkpoints": "checkpoints",
+    "load_encoder": "weights",
+    "make_split": "splits",
+    "save_checkpoint": "weights",
+    "tokenize": "tokens",
+}
+_NEEDS_TORCH = {"inference", "model", "weights"}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if _HOME[name] in _NEEDS_TORCH:
+        from scdlkit._optional import require_foundation
+
+        require_foundation()
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -47,9 +47,13 @@ def write_bundle(folder: str | os.PathLike[str], manifest: Mapping[str, Any], te
     """
     folder = Path(folder)
     if folder.exists():
-        foreign = sorted({path.name for path in folder.iterdir()} - {MANIFEST, STATE}) if folder.is_dir() else ["a file"]
+        foreign = (
+            sorted({path.name for path in folder.iterdir()} - {MANIFEST, STATE}) if folder.is_dir() else ["a file"]
+        )
         if foreign:
-            raise ValueError(f"path {folder} holds {', '.join(foreign[:5])}, not only a saved model; choose a new folder.")
+            raise ValueError(
+                f"path {folder} holds {', '.join(foreign[:5])}, not only a saved model; choose a new folder."
+            )
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -106,7 +110,9 @@ def read_bundle(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[st
     if missing := [name for name in _REQUIRED if name not in manifest]:
         raise ValueError(f"{folder / MANIFEST} is incomplete: it lacks {', '.join(missing)}.")
     if manifest["manifest_digest"] != _digest(manifest):
-        raise ValueError(f"{folder / MANIFEST} was changed after it was written (its digest differs); save the model again.")
+        raise ValueError(
+            f"{folder / MANIFEST} was changed after it was written (its digest differs); save the model again."
+        )
     if manifest["state_sha256"] != _sha256(folder / STATE):
         raise ValueError(f"{folder / STATE} is corrupt or not the file that the manifest names (its sha256 differs).")
     tensors = read_weights(folder / STATE)

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from scdlkit._keys import UNASSIGNED, ResultKeys
+from scdlkit._keys import UNASSIGNED
 from scdlkit._settings import logger
 
 if TYPE_CHECKING:
@@ -18,7 +15,6 @@ if TYPE_CHECKING:
     from scdlkit.runner import AnnotationRunner
 
 _METRICS = ("macro_f1", "accuracy", "balanced_accuracy", "weighted_f1", "mcc", "auroc_ovr")
-_MOST_CELLS = 20_000  # of the UMAP figure; more add minutes and no picture
 
 
 def write_artefacts(
@@ -62,53 +58,10 @@ def write_artefacts(
     pl.strategy_tradeoff(adata, key=key, save=paths["tradeoff"], show=False)
     pl.confusion_matrix(adata, key=key, save=paths["confusion"], show=False)
     pl.reliability(adata, key=key, save=paths["reliability"], show=False)
-    draw_umap(adata, key=key, path=paths["umap"])
+    pl.annotation_umap(adata, key=key, save=paths["umap"], show=False)
     _write_text(paths["report"], _report(runner, paths))
     logger.info("Model, metrics, report and figures: %s", folder)
     return paths
-
-
-def draw_umap(adata: AnnData, *, key: str, path: Path) -> None:
-    """UMAP of the embedding, coloured by given and by predicted label, in the same colours."""
-    import matplotlib.pyplot as plt
-    import scanpy as sc
-    from anndata import AnnData
-
-    keys = ResultKeys(key)
-    label_key = adata.uns[key]["params"]["label_key"]
-    shown = np.flatnonzero(adata.obs[keys.label_code].to_numpy() >= 0)
-    if len(shown) > _MOST_CELLS:
-        shown = np.sort(np.random.default_rng(0).choice(shown, _MOST_CELLS, replace=False))
-    cells = AnnData(adata.obsm[keys.embedding][shown], obs=adata.obs.iloc[shown][[]])
-    classes = [str(name) for name in adata.uns[key]["classes"]]
-    names = {"given": label_key, "predicted": keys.label}
-    for title, column in names.items():
-        values = adata.obs[column].iloc[shown].astype(object)
-        cells.obs[title] = values.where(values.notna(), None).map(lambda v: v if v is None else str(v))
-        cells.obs[title] = cells.obs[title].astype("category").cat.set_categories([*classes])
-        cells.uns[f"{title}_colors"] = _colours(len(classes))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # umap's and scanpy's, about threads and their own futures
-        sc.pp.neighbors(cells, use_rep="X", n_neighbors=min(15, max(2, cells.n_obs - 1)), random_state=0)
-        sc.tl.umap(cells, random_state=0)
-        figure = sc.pl.umap(
-            cells, color=list(names), show=False, return_fig=True, frameon=False, wspace=0.1,
-            legend_loc="right margin", title=[f"given ({label_key})", "predicted"], na_in_legend=False,
-        )  # fmt: skip
-    figure.axes[0].get_legend().remove()  # both panels share the classes and colours
-    unfinished = path.with_name(f".{path.name}")
-    figure.savefig(unfinished, dpi=150, bbox_inches="tight", format="png")
-    plt.close(figure)
-    unfinished.replace(path)
-
-
-def _colours(n: int) -> list[str]:
-    from scanpy.plotting import palettes
-
-    for palette in (palettes.vega_20_scanpy, palettes.default_28, palettes.default_102):
-        if n <= len(palette):
-            return list(palette[:n])
-    return [palettes.default_102[i % 102] for i in range(n)]
 
 
 def _report(runner: AnnotationRunner, paths: dict[str, Path]) -> str:

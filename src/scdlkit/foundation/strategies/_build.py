@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ._base import Strategy, get_strategy
+from ._base import Strategy
 from ._config import TrainingConfig
+from ._registry import get_strategy
 
 
 def build_strategies(
@@ -17,13 +18,9 @@ def build_strategies(
 
     Raises
     ------
-    TypeError
-        If ``names`` is one string.
     ValueError
         If a name is unknown or given twice, none is a strategy, or a config belongs to none of them.
     """
-    if isinstance(names, str):
-        raise TypeError(f"strategies must be a sequence of names, found the string {names!r}; write ({names!r},).")
     configs = dict(configs or {})
     if len(set(names)) < len(names):
         raise ValueError(f"strategies and baselines must name each strategy once, found {', '.join(names)}.")
