@@ -145,7 +145,13 @@ def make_annotated() -> Callable[..., object]:
             for label in classes
         ]
         adata.uns[key] = {
-            "params": {"label_key": "cell_type", "best_strategy": "lora", "key_added": key, "group_key": ""},
+            "params": {
+                "label_key": "cell_type",
+                "best_strategy": "lora",
+                "strategy": "lora",
+                "key_added": key,
+                "group_key": "",
+            },
             "classes": np.array(classes, dtype=object),
             "strategies": table,
             "history": _history(rng),

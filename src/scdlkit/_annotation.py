@@ -57,7 +57,7 @@ def write_annotation(
         ),
     }
     result = {
-        "params": dict(params),
+        "params": {**params, "obs_key": keys.label, "embedding_key": keys.embedding},
         "classes": np.array(names[: len(classes)], dtype=str),
         "strategies": _storable(strategies),
         "history": _storable(history),

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scdlkit._keys import DEFAULT_KEY, ResultKeys
-from scdlkit.get._result import find_result
+from scdlkit._keys import DEFAULT_KEY
+from scdlkit.get._result import find_keys, find_result
 
 from ._style import LABEL_SIZE, PALE, PALETTE, SMALL_SIZE, finish, shorten, title
 
@@ -59,7 +59,7 @@ def annotation_umap(
     """
     import matplotlib.pyplot as plt
 
-    result, keys = find_result(adata, key), ResultKeys(key)
+    result, keys = find_result(adata, key), find_keys(adata, key)
     label_key = result["params"]["label_key"]
     if missing := [name for name in (keys.label_code, keys.split) if name not in adata.obs]:
         raise KeyError(f"adata.obs has no {', '.join(missing)}; run sk.tl.adapt_annotation or sk.tl.predict first.")
@@ -102,8 +102,8 @@ def annotation_umap(
     legend = figure.legend(
         handles=handles, loc="outside right center", ncols=n_columns, frameon=False, fontsize=SMALL_SIZE
     )
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+    for entry in legend.get_texts():
+        entry.set_parse_math(False)
     return list(axes[0]) if finish(axes[0][0], own=True, show=show, save=save) is not None else None
 
 

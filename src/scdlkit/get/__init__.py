@@ -1,0 +1,8 @@
+"""Results out of an AnnData, as tidy DataFrames."""
+
+from __future__ import annotations
+
+from ._predictions import predictions
+from ._tables import history, per_class_metrics, strategy_metrics, strategy_table
+
+__all__ = ["history", "per_class_metrics", "predictions", "strategy_metrics", "strategy_table"]
