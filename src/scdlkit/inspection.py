@@ -302,7 +302,7 @@ def build_report(
 def tokenize_expression(expression: Expression, config: TokenizerConfig) -> Tokens:
     """Tokens of all cells of a matrix, read piece by piece."""
     pieces = (rows for _, rows in expression.chunks())
-    return tokenize_chunks(pieces, expression.genes.token_ids, config, log_values=expression.kind == "log1p")
+    return tokenize_chunks(pieces, expression.genes.token_ids, config, log_values=expression.log_values)
 
 
 def find_label_key(adata: AnnData, label_key: str | None) -> str:

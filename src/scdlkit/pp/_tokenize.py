@@ -85,7 +85,9 @@ def tokenize(
     column_of = np.full(len(vocabulary), -1, dtype=np.int64)
     known = np.flatnonzero(token_ids >= 0)[::-1]
     column_of[token_ids[known]] = known  # the first of several genes with one token is written last and stays
-    bins = sp.csr_matrix((tokens.bins, column_of[tokens.gene_ids], tokens.indptr), shape=(tokens.n_cells, len(token_ids)))
+    bins = sp.csr_matrix(
+        (tokens.bins, column_of[tokens.gene_ids], tokens.indptr), shape=(tokens.n_cells, len(token_ids))
+    )
     bins.sort_indices()
     target = adata.copy() if copy else adata
     to_actual(target)

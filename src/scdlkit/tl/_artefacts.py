@@ -67,14 +67,22 @@ def write_artefacts(
 def _report(runner: AnnotationRunner, paths: dict[str, Path]) -> str:
     """The run as Markdown: what was used, what came out, what to make of it."""
     report, table = runner.report_, runner.results_
-    header = ["strategy", "role", *(f"{split} {m}" for split in ("val", "test") for m in _METRICS[:3]), "parameters", "s"]
+    header = [
+        "strategy",
+        "role",
+        *(f"{split} {m}" for split in ("val", "test") for m in _METRICS[:3]),
+        "parameters",
+        "s",
+    ]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for row in table.to_dict("records"):
         scores = [f"{row[f'{split}_{m}']:.3f}" for split in ("val", "test") for m in _METRICS[:3]]
         cells = [row["strategy"], row["role"], *scores, f"{row['n_trainable']:,.0f}", f"{row['fit_seconds']:.1f}"]
         lines.append("| " + " | ".join(_escape(cell) for cell in cells) + " |")
     failed = [f"- `{row['strategy']}` failed: {row['error']}" for row in table.to_dict("records") if row["error"]]
-    figures = [f"![{name}]({paths[name].name})" for name in ("comparison", "confusion", "umap", "reliability", "tradeoff")]
+    figures = [
+        f"![{name}]({paths[name].name})" for name in ("comparison", "confusion", "umap", "reliability", "tradeoff")
+    ]
     facts = [f"| {_escape(name)} | {_escape(text)} |" for name, text in report._rows()]
     return "\n".join(
         [

@@ -61,7 +61,9 @@ def predict(
 
     if not isinstance(runner, AnnotationRunner):
         if not isinstance(runner, str | os.PathLike):
-            raise TypeError(f"runner must be an AnnotationRunner or the path of a saved one, found {type(runner).__name__}.")
+            raise TypeError(
+                f"runner must be an AnnotationRunner or the path of a saved one, found {type(runner).__name__}."
+            )
         runner = AnnotationRunner.load(runner)
     keys = ResultKeys(key_added)
     target = adata.copy() if copy else adata

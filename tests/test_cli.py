@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import anndata as ad
+import pytest
+from typer.testing import CliRunner
+
+from scdlkit.cli import app
+
+
+@pytest.fixture
+def run():
+    return lambda *args: CliRunner().invoke(app, [str(arg) for arg in args])
+
+
+@pytest.fixture
+def path(blood, tmp_path):
+    blood.write_h5ad(tmp_path / "blood.h5ad")
+    return tmp_path / "blood.h5ad"
+
+
+def test_inspect(run, path, checkpoint):
+    done = run("inspect", path, "--checkpoint", checkpoint)
+    assert done.exit_code == 0 and "705 of 765 matched" in done.output
+
+
+def test_embed(run, path, checkpoint, tmp_path):
+    out = tmp_path / "new" / "out.h5ad"
+    done = run("embed", path, "--checkpoint", checkpoint, "--out", out)
+    assert done.exit_code == 0, done.output
+    assert ad.read_h5ad(out).obsm["X_scgpt"].shape == (240, 32)
+    assert [p.name for p in out.parent.iterdir()] == ["out.h5ad"]
+
+
+def test_adapt_then_predict(run, path, checkpoint, tmp_path):
+    done = run(
+        "adapt", path, "-c", checkpoint, "-o", tmp_path / "r", "-s", "frozen_probe", "--annotated", tmp_path / "a.h5ad"
+    )
+    assert done.exit_code == 0, done.output
+    assert "pca_logreg" in done.output and (tmp_path / "r" / "report.md").exists()
+    assert "scgpt_label" in ad.read_h5ad(tmp_path / "a.h5ad").obs
+    done = run("predict", path, tmp_path / "r" / "model", "-o", tmp_path / "p.h5ad")
+    assert done.exit_code == 0, done.output
+    assert ad.read_h5ad(tmp_path / "p.h5ad").obs["scgpt_label"].notna().all()
+
+
+def test_checkpoints(run):
+    done = run("checkpoints")
+    assert done.exit_code == 0 and "whole-human" in done.output and "mini" in done.output
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["inspect", "{path}", "-c", "{ck}", "-l", "nope"], "label_key='nope' is not a column"),
+        (["inspect", "{path}", "-c", "atlantis"], "atlantis"),
+        (["embed", "{path}", "-c", "{ck}", "-o", "out.txt"], "must end in .h5ad"),
+        (["adapt", "{path}", "-c", "{ck}", "-o", "{out}", "-s", "magic"], "Unknown strategy 'magic'"),
+    ],
+)
+def test_errors_are_messages(run, path, checkpoint, tmp_path, args, message):
+    done = run(*(arg.format(path=path, ck=checkpoint, out=tmp_path / "r") for arg in args))
+    assert done.exit_code == 1
+    assert "Error: " in done.output and message in done.output and "Traceback" not in done.output

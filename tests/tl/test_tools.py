@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import warnings
+
+import anndata as ad
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import scanpy as sc
+import scipy.sparse as sp
+
+import scdlkit as sk
+
+FAST = {"strategies": ("frozen_probe",), "baselines": ()}
+
+
+def test_embed(blood, checkpoint, tmp_path):
+    before = blood.copy()
+    assert sk.tl.embed(blood, checkpoint=checkpoint) is None
+    latent = blood.obsm["X_scgpt"]
+    assert latent.shape == (240, 32) and latent.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(latent, axis=1), 1, rtol=1e-5)
+    assert (blood.X != before.X).nnz == 0 and blood.obs.equals(before.obs)
+
+    order = np.random.default_rng(0).permutation(240)[:100]
+    part = sk.tl.embed(before[order], checkpoint=checkpoint, batch_size=7, key_added="other", copy=True)
+    np.testing.assert_allclose(part.obsm["other"], latent[order], atol=1e-5)
+    for dtype in (np.float64,):
+        same = ad.AnnData(before.X.astype(dtype).toarray(), obs=before.obs, var=before.var)
+        sk.tl.embed(same, checkpoint=checkpoint)
+        np.testing.assert_allclose(same.obsm["X_scgpt"], latent, atol=1e-5)
+    blood.write_h5ad(tmp_path / "a.h5ad")
+    assert ad.read_h5ad(tmp_path / "a.h5ad").uns["X_scgpt"]["params"]["random_state"] == 42
+    with pytest.raises(ValueError, match="n_draws must be at least 1, found 0"):
+        sk.tl.embed(blood, checkpoint=checkpoint, n_draws=0)
+
+
+def test_counts_and_log1p_embed_alike(checkpoint, blood):
+    counts = blood.copy()
+    counts.X = sp.csr_matrix(np.rint(np.expm1(blood.X.toarray()) * 2).astype(np.int64))
+    logged = counts.copy()
+    logged.X = sp.csr_matrix(np.log1p(counts.X.toarray() / 3.0))
+    for adata in (counts, logged):
+        sk.tl.embed(adata, checkpoint=checkpoint)
+    np.testing.assert_allclose(counts.obsm["X_scgpt"], logged.obsm["X_scgpt"], atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def adapted(_blood, checkpoint, tmp_path_factory):
+    adata, folder = _blood.copy(), tmp_path_factory.mktemp("out")
+    with mpl.rc_context({"backend": "Agg"}):
+        runner = sk.tl.adapt_annotation(
+            adata, checkpoint=checkpoint, output_dir=folder, device="cpu", progress=False, random_state=1
+        )
+    return adata, runner, folder
+
+
+def test_adapt_writes_all_fields(adapted):
+    adata, runner, _ = adapted
+    assert isinstance(runner, sk.AnnotationRunner)
+    assert isinstance(adata.obs["scgpt_label"].dtype, pd.CategoricalDtype)
+    assert {"scgpt_label_code", "scgpt_label_confidence", "scgpt_split"} <= set(adata.obs)
+    assert adata.obsm["X_scgpt_best"].shape == (240, 32) and adata.obsm["scgpt_proba"].shape == (240, 4)
+    confidence = adata.obsm["scgpt_proba"].max(axis=1)
+    np.testing.assert_allclose(adata.obs["scgpt_label_confidence"], confidence)
+    result = adata.uns["scgpt"]
+    assert set(result) == {"params", "classes", "strategies", "history", "per_class"}
+    assert result["classes"].tolist() == adata.obs["cell_type"].cat.categories.tolist()
+    assert result["params"]["best_strategy"] == runner.best_strategy_
+    assert result["params"]["checkpoint_sha256"] and result["params"]["label_key"] == "cell_type"
+
+
+@pytest.mark.parametrize("form", ["h5ad", "zarr"])
+def test_results_survive_files_and_feed_get_and_pl(adapted, tmp_path, form):
+    adata, runner, _ = adapted
+    path = tmp_path / f"a.{form}"
+    if form == "h5ad":
+        adata.write_h5ad(path)
+        back = ad.read_h5ad(path)
+    else:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # anndata's, of the zarr format to come
+            adata.write_zarr(path)
+        back = ad.read_zarr(path)
+    pd.testing.assert_frame_equal(back.obs, adata.obs)
+    np.testing.assert_array_equal(back.obsm["scgpt_proba"], adata.obsm["scgpt_proba"])
+    for source in (adata, back):
+        tidy = sk.get.strategy_metrics(source)
+        best = tidy.query("strategy == @runner.best_strategy_ and split == 'test' and metric == 'macro_f1'")
+        expected = runner.results_.set_index("strategy").loc[runner.best_strategy_, "test_macro_f1"]
+        assert best["value"].item() == pytest.approx(expected)
+    sk.pl.strategy_comparison(back, show=False)
+    sk.pl.confusion_matrix(back, show=False)
+    plt.close("all")
+
+
+def test_artefacts(adapted):
+    adata, runner, folder = adapted
+    names = {path.name for path in folder.iterdir()}
+    assert names == {
+        "strategy_metrics.csv", "report.md", "confusion_matrix.png", "embedding_umap.png", "reliability.png",
+        "strategy_comparison.png", "strategy_tradeoff.png", "model",
+    }  # fmt: skip
+    table = pd.read_csv(folder / "strategy_metrics.csv")
+    assert table["strategy"].tolist() == runner.results_["strategy"].tolist()
+    report = (folder / "report.md").read_text()
+    assert runner.recommendation_ in report and "| pca_logreg | baseline |" in report
+    for path in folder.glob("*.png"):
+        assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 5_000
+        assert f"]({path.name})" in report
+
+
+def test_scanpy_works_right_after(adapted):
+    adata = adapted[0].copy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # umap's, about threads
+        sc.pp.neighbors(adata, use_rep="X_scgpt_best")
+        sc.tl.umap(adata)
+        axes = sc.pl.umap(adata, color="scgpt_label", show=False)
+    assert axes.get_legend() is not None
+    plt.close("all")
+
+
+def test_predict_with_a_runner_and_with_a_path(adapted, blood):
+    _, runner, folder = adapted
+    query = blood[::2].copy()
+    del query.obs["cell_type"]
+    assert sk.tl.predict(query, runner) is None
+    again = sk.tl.predict(blood[::2], folder / "model", key_added="mine", copy=True)
+    assert query.obs["scgpt_label"].tolist() == again.obs["mine_label"].tolist()
+    assert {"mine_label_confidence", "mine_split"} <= set(again.obs) and "X_mine_best" in again.obsm
+    assert (query.obs["scgpt_split"] != "unlabelled").all()  # recognised as cells of the fit
+    sk.tl.predict(query, str(folder / "model"), strategy="pca_logreg")
+    assert query.uns["scgpt"]["params"]["strategy"] == "pca_logreg"
+    with pytest.raises(TypeError, match="runner must be an AnnotationRunner or the path"):
+        sk.tl.predict(query, 3)
+    with pytest.raises(FileNotFoundError, match="holds no manifest.json"):
+        sk.tl.predict(query, folder / "nowhere")
+
+
+def test_a_view_is_written_as_its_own(adapted, blood):
+    _, runner, _ = adapted
+    view = blood[:20]
+    sk.tl.predict(view, runner)
+    assert "scgpt_label" in view.obs and "scgpt_label" not in blood.obs
+
+
+def test_errors_leave_the_data_alone(blood, checkpoint):
+    blood.X[3, blood.X[3].indices[0]] = np.nan
+    keys = (set(blood.obs), set(blood.obsm), set(blood.uns), set(blood.var), set(blood.layers))
+    for call in (
+        lambda: sk.tl.adapt_annotation(blood, checkpoint=checkpoint, **FAST),
+        lambda: sk.tl.embed(blood, checkpoint=checkpoint),
+        lambda: sk.pp.tokenize(blood, checkpoint=checkpoint),
+    ):
+        with pytest.raises(ValueError, match="(?i)nan"):
+            call()
+    assert keys == (set(blood.obs), set(blood.obsm), set(blood.uns), set(blood.var), set(blood.layers))
+
+
+def test_backed_input(blood, checkpoint, tmp_path):
+    blood.write_h5ad(tmp_path / "a.h5ad")
+    backed = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
+    runner = sk.tl.adapt_annotation(backed, checkpoint=checkpoint, **FAST)
+    sk.tl.adapt_annotation(blood, checkpoint=checkpoint, **FAST)
+    assert backed.obs["scgpt_label"].tolist() == blood.obs["scgpt_label"].tolist()
+    assert runner.report_.n_cells == 240
+    backed.file.close()
+
+
+def test_top_level_names_are_the_same_objects():
+    assert sk.adapt_annotation is sk.tl.adapt_annotation
+    assert sk.inspect_annotation_data is sk.pp.inspect_annotation_data
+    from scdlkit.runner import AnnotationRunner
+
+    assert sk.AnnotationRunner is AnnotationRunner
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        sk.nothing  # noqa: B018
