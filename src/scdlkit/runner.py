@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -479,15 +480,9 @@ class AnnotationRunner:
             "key_added": key_added,
             "matrix": self.report_.matrix,
             "values": self.report_.values,
-            "version": _version(),
+            "version": version("scdlkit"),
         }
 
     def _check_fitted(self, action: str) -> None:
         if not self._fitted:
             raise RuntimeError(f"Nothing to {action} with: call fit_compare first, or AnnotationRunner.load.")
-
-
-def _version() -> str:
-    from . import __version__
-
-    return __version__
