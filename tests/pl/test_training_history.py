@@ -43,6 +43,23 @@ def test_chosen_strategies_and_fits_without_epochs(make_annotated):
         pl.training_history(adata, strategies="frozen_probe")
 
 
+def test_equal_scores_are_told_apart_by_the_loss(make_annotated):
+    adata = make_annotated(3)
+    adata.uns["scgpt"]["history"] = pd.DataFrame(
+        {
+            "strategy": "head",
+            "epoch": [1, 2, 3, 4, 5],
+            "train_loss": 1.0,
+            "val_loss": [0.1, 0.5, 0.4, 0.4, 0.0],
+            "val_macro_f1": [0.8, 0.9, 0.9, 0.9, np.nan],
+        }
+    )
+    ax = pl.training_history(adata, show=False)
+    (ring,) = [np.asarray(c.get_offsets())[0] for c in ax.collections if isinstance(c, PathCollection)]
+    np.testing.assert_array_equal(ring, [3, 0.9])
+    plt.close(ax.figure)
+
+
 def test_one_epoch_many_epochs_and_nan(make_annotated, tmp_path):
     adata = make_annotated(3)
     result = adata.uns["scgpt"]

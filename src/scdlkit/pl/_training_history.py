@@ -31,7 +31,7 @@ def training_history(
 ) -> Axes | None:
     """Validation macro-F1 (top) and training loss (bottom) of every epoch.
 
-    The ringed point is the epoch with the best validation macro-F1, whose weights are kept. Strategies without epochs
+    The ringed point is the epoch with the best validation macro-F1 (then loss), whose weights are kept. Strategies without epochs
     (such as ``frozen_probe``) have no line.
 
     Parameters
@@ -95,7 +95,8 @@ def training_history(
         ax.plot(x, score, label=name, **look)
         lower.plot(x, rows["train_loss"].to_numpy(dtype=float), **look)
         if np.isfinite(score).any():
-            best = int(np.nanargmax(score))
+            # As in training: the highest score, of equal ones the lowest loss, of equal ones the first.
+            best = np.lexsort((rows["val_loss"].to_numpy(dtype=float), -score))[0]
             ax.scatter(x[best], score[best], s=90, facecolors="none", edgecolors=style.color, linewidths=1.6, zorder=4)
     for axes in (ax, lower):
         tidy(axes, grid="y")
