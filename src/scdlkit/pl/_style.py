@@ -190,7 +190,7 @@ def describe_cells(splits: pd.Series) -> str:
 
 
 def of_strategy(adata: AnnData, key: str) -> str:
-    """ " of <strategy>" for a title: whose predictions the AnnData holds, empty where that was not recorded."""
+    """Words for a title: whose predictions the AnnData holds; empty where that was not recorded."""
     if not isinstance(adata.uns.get(key), Mapping):
         return ""
     strategy = find_param(adata, "strategy", key)
