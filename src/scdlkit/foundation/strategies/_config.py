@@ -1,0 +1,115 @@
+"""Configs: frozen, validated, and plain values in a manifest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, Literal, Self, get_type_hints
+
+
+@dataclass(frozen=True)
+class Config:
+    """A frozen dataclass that goes through a manifest and back."""
+
+    strategy: ClassVar[str] = ""  # name of the strategy it belongs to
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings as plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Rebuild a config from :meth:`to_dict`, or from a part of it.
+
+        Raises
+        ------
+        ValueError
+            If a setting is unknown or out of range.
+        """
+        types = get_type_hints(cls)
+        known = [field.name for field in fields(cls)]
+        if unknown := sorted(set(values) - set(known)):
+            raise ValueError(f"{cls.__name__} has no setting {', '.join(unknown)}; it has {', '.join(known)}.")
+        given = dict(values)
+        for name, value in given.items():
+            kind = types[name]
+            if isinstance(value, Mapping) and isinstance(kind, type) and issubclass(kind, Config):
+                given[name] = kind.from_dict(value)
+        return cls(**given)
+
+
+def check_number(
+    name: str,
+    value: object,
+    *,
+    low: float,
+    high: float = math.inf,
+    integer: bool = False,
+    open_low: bool = False,
+    optional: bool = False,
+) -> None:
+    """Raise a ValueError unless ``value`` is a number in range (or None where optional)."""
+    if value is None and optional:
+        return
+    right_type = isinstance(value, int) if integer else isinstance(value, int | float)
+    if right_type and not isinstance(value, bool):
+        number = float(value)  # type: ignore[arg-type]
+        if (number > low if open_low else number >= low) and number <= high and math.isfinite(number):
+            return
+    bounds = f"{'above' if open_low else 'at least'} {low:g}" + (f" and at most {high:g}" if high < math.inf else "")
+    kind = "an integer" if integer else "a number"
+    raise ValueError(f"{name} must be {kind} {bounds}{', or None' if optional else ''}, found {value!r}.")
+
+
+def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
+    """Raise a ValueError unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, found {value!r}.")
+
+
+@dataclass(frozen=True)
+class TrainingConfig(Config):
+    """How a strategy is trained by gradient descent (AdamW, Loshchilov & Hutter 2019).
+
+    Parameters
+    ----------
+    learning_rate
+        Step size of AdamW.
+    weight_decay
+        Decoupled weight decay; not applied to biases and layer norms.
+    batch_size
+        Cells of a step.
+    max_epochs
+        Passes over the training cells, at most.
+    patience
+        Stop after this many epochs without a better validation macro-F1 (or an equal one with a lower loss).
+    class_weight
+        Weights of the classes in the training loss: None; ``"balanced"``, one over the number of cells; or
+        ``"effective"``, one over the effective number of cells (Cui et al. 2019, beta 0.999), which is milder for
+        large classes. Weights average 1 over the training cells.
+    gradient_clip
+        Largest norm of a gradient, None for no limit.
+
+    Raises
+    ------
+    ValueError
+        If a value is out of range.
+    """
+
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    batch_size: int = 64
+    max_epochs: int = 100
+    patience: int = 10
+    class_weight: Literal["balanced", "effective"] | None = None
+    gradient_clip: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        check_number("learning_rate", self.learning_rate, low=0, open_low=True)
+        check_number("weight_decay", self.weight_decay, low=0)
+        check_number("batch_size", self.batch_size, low=1, integer=True)
+        check_number("max_epochs", self.max_epochs, low=1, integer=True)
+        check_number("patience", self.patience, low=1, integer=True)
+        check_choice("class_weight", self.class_weight, (None, "balanced", "effective"))
+        check_number("gradient_clip", self.gradient_clip, low=0, open_low=True, optional=True)
