@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from scdlkit.foundation._memory import PeakMemory
+
+
+def test_sees_a_block_that_is_gone_at_the_end() -> None:
+    with PeakMemory(interval=0.001) as memory:
+        block = np.ones(120 * 1024**2 // 8)
+        for _ in range(20):
+            block += 1
+        del block
+    assert 100 < memory.mb < 250
+    assert memory.device_mb == 0
+
+
+def test_nothing_used_and_errors_pass() -> None:
+    memory = PeakMemory()
+    with pytest.raises(KeyError), memory:
+        raise KeyError("x")
+    assert 0 <= memory.host_mb < 50
