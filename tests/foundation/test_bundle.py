@@ -25,7 +25,9 @@ def test_round_trip(folder):
     manifest, tensors = read_bundle(folder)
     assert manifest["classes"] == ["B", "NK/T", "", "γδ"] and manifest["value"] == 0.25
     assert tensors.keys() == TENSORS.keys()
-    assert all(torch.equal(tensors[name], tensor) and tensors[name].dtype == tensor.dtype for name, tensor in TENSORS.items())
+    assert all(
+        torch.equal(tensors[name], tensor) and tensors[name].dtype == tensor.dtype for name, tensor in TENSORS.items()
+    )
     assert sorted(path.name for path in folder.iterdir()) == [MANIFEST, STATE]
 
 

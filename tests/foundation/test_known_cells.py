@@ -9,9 +9,7 @@ def test_split_by_content():
     keys = np.array([9, 2**63 + 5, 4, 4, 7], dtype=np.uint64)
     known = KnownCells.of(keys, np.array([2, 0, 1, 0, -1]))
     # 4 is both a validation and a training cell: what was trained on must not pass for anything else
-    np.testing.assert_array_equal(
-        known.split_of(np.array([4, 2**63 + 5, 9, 7, 1], dtype=np.uint64)), [0, 0, 2, -1, -1]
-    )
+    np.testing.assert_array_equal(known.split_of(np.array([4, 2**63 + 5, 9, 7, 1], dtype=np.uint64)), [0, 0, 2, -1, -1])
     assert KnownCells.none().split_of(keys).tolist() == [-1] * 5
 
 

@@ -40,9 +40,7 @@ def test_golden_bins(golden, cells):
     tokens = tokenize(sp.csr_matrix(expression), ids)
     for i in range(len(expression)):
         theirs_ids, theirs = golden.expected[f"{cells}_token_ids"][i], golden.expected[f"{cells}_token_values"][i]
-        upstream = {
-            g: b for g, b in zip(theirs_ids, theirs, strict=True) if g not in (golden.pad_id, golden.cls_id)
-        }
+        upstream = {g: b for g, b in zip(theirs_ids, theirs, strict=True) if g not in (golden.pad_id, golden.cls_id)}
         ours = cell(tokens, i)
         assert ours.keys() == upstream.keys()
         known = np.flatnonzero((ids >= 0) & (expression[i] != 0))
@@ -88,7 +86,9 @@ def test_a_cell_is_the_same_wherever_it_is(order, gene_order, cut):
     order, gene_order = np.array(order), np.array(gene_order)
 
     shuffled = tokenize(sp.csr_matrix(dense[order][:, gene_order]), ids[gene_order], config)
-    assert_same(shuffled, whole[order])
+    np.testing.assert_array_equal(shuffled.cell_keys, whole.cell_keys[order])
+    assert [cell(shuffled, i) for i in range(30)] == [cell(whole, i) for i in order]
+    assert_same(tokenize(sp.csr_matrix(dense[order]), ids, config), whole[order])
     pieces = tokenize_chunks((sp.csr_matrix(dense[i : i + cut]) for i in range(0, 30, cut)), ids, config)
     assert_same(pieces, whole)
     for dtype in (np.float64, np.int64, np.int32, np.uint16):
@@ -116,7 +116,9 @@ def test_seed_moves_ties_and_subsets_only(pbmc):
 
 def test_ties_spread_evenly_over_their_interval():
     """All values equal: upstream's rule is uniform over bins 1 to 50."""
-    tokens = tokenize(sp.csr_matrix(np.ones((1, 50_000), np.float32)), np.arange(50_000), TokenizerConfig(max_length=60_000))
+    tokens = tokenize(
+        sp.csr_matrix(np.ones((1, 50_000), np.float32)), np.arange(50_000), TokenizerConfig(max_length=60_000)
+    )
     counts = np.bincount(tokens.bins, minlength=51)[1:]
     assert counts.sum() == 50_000
     assert counts.min() > 850 and counts.max() < 1150  # 1,000 expected, sd 31
@@ -139,11 +141,31 @@ def test_duplicates():
     matrix = sp.csr_matrix(np.array([[1, 2, 4, 0], [0, 3, 1, 5]], dtype=np.float32))
     ids = np.array([7, 3, 7, -1])
     summed = sp.csr_matrix(np.array([[5, 2], [1, 3]], dtype=np.float32))
-    assert_same(tokenize(matrix, ids), tokenize(summed, np.array([7, 3])))
+    reference = tokenize(summed, np.array([7, 3]))
+
+    def cells(tokens):
+        return [cell(tokens, i) for i in range(tokens.n_cells)], tokens.cell_keys.tolist()
+
+    assert cells(tokenize(matrix, ids)) == cells(reference)
     logged = sp.csr_matrix(np.log1p(matrix.toarray()))
-    assert_same(tokenize(logged, ids, log_values=True), tokenize(summed, np.array([7, 3])))
+    assert cells(tokenize(logged, ids, log_values=True)) == cells(reference)
     first = sp.csr_matrix(np.array([[1, 2], [0, 3]], dtype=np.float32))
-    assert_same(tokenize(matrix, ids, TokenizerConfig(duplicates="first")), tokenize(first, np.array([7, 3])))
+    assert cells(tokenize(matrix, ids, TokenizerConfig(duplicates="first"))) == cells(tokenize(first, np.array([7, 3])))
+
+
+def test_many_distinct_values():
+    """Beyond the hash table's size the kernel sorts; both ways must agree with upstream's rule and on the cell's hash."""
+    rng = np.random.default_rng(0)
+    values = np.concatenate([rng.random((3, 400)), rng.integers(1, 4, (3, 2600))], axis=1).astype(np.float32)
+    values = np.concatenate([values, rng.random((3, 3000)).astype(np.float32)])
+    tokens = tokenize(sp.csr_matrix(values), np.arange(3000), TokenizerConfig(max_length=4000))
+    for i, row in enumerate(values):
+        low, high = interval(row)
+        bins = np.array([cell(tokens, i)[g] for g in range(3000)])
+        assert (low <= bins).all() and (bins <= high).all()
+    # the same order of values with other distances between them: the same tokens
+    stretched = np.exp(values.astype(np.float64) * 3)
+    assert_same(tokenize(sp.csr_matrix(stretched), np.arange(3000), TokenizerConfig(max_length=4000)), tokens)
 
 
 def test_empty_cells_explicit_zeros_and_unknown_genes():

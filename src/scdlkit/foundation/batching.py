@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numba
 import numpy as np
 import torch
 from torch import Tensor
@@ -59,17 +60,26 @@ def length_batches(lengths: np.ndarray, *, max_tokens: int, max_cells: int | Non
     return batches
 
 
-def collate(tokens: Tokens, *, cls_id: int, pad_id: int, pad_value: int) -> Batch:
-    """Pad the cells of ``tokens`` to the longest of them and put ``<cls>`` in front."""
-    lengths = tokens.lengths
+def collate(tokens: Tokens, rows: np.ndarray | None = None, *, cls_id: int, pad_id: int, pad_value: int) -> Batch:
+    """Pad the cells at ``rows`` (all by default) to the longest of them and put ``<cls>`` in front."""
+    rows = np.arange(tokens.n_cells) if rows is None else rows
+    lengths = tokens.indptr[rows + 1] - tokens.indptr[rows]
     width = int(lengths.max(initial=0)) + 1
-    gene_ids = np.full((tokens.n_cells, width), pad_id, dtype=np.int64)
-    values = np.full((tokens.n_cells, width), pad_value, dtype=np.float32)
-    gene_ids[:, 0] = cls_id
-    filled = np.arange(width) <= lengths[:, None]
-    genes = filled.copy()
-    genes[:, 0] = False
-    gene_ids[genes] = tokens.gene_ids
-    values[genes] = tokens.bins
-    mask = None if filled.all() else torch.from_numpy(~filled)
+    gene_ids, values = np.empty((len(rows), width), np.int64), np.empty((len(rows), width), np.float32)
+    _pad(tokens.indptr, tokens.gene_ids, tokens.bins, rows, cls_id, pad_id, pad_value, gene_ids, values)
+    mask = None
+    if len(rows) and lengths.min() + 1 < width:
+        mask = torch.from_numpy(np.arange(width) > lengths[:, None])
     return Batch(torch.from_numpy(gene_ids), torch.from_numpy(values), mask)
+
+
+@numba.njit(nogil=True, cache=True)
+def _pad(indptr, ids, bins, rows, cls_id, pad_id, pad_value, out_ids, out_values):  # type: ignore[no-untyped-def]
+    for i in range(len(rows)):
+        start, stop = indptr[rows[i]], indptr[rows[i] + 1]
+        out_ids[i, 0], out_values[i, 0] = cls_id, pad_value
+        for j in range(start, stop):
+            out_ids[i, j - start + 1] = ids[j]
+            out_values[i, j - start + 1] = bins[j]
+        out_ids[i, stop - start + 1 :] = pad_id
+        out_values[i, stop - start + 1 :] = pad_value

@@ -71,7 +71,7 @@ def embed_tokens(
         tables = encoder.input_tables()
         for rows in length_batches(tokens.lengths[occupied], max_tokens=budget, max_cells=batch_size):
             cells = occupied[rows]
-            batch = collate(tokens[cells], cls_id=cls_id, pad_id=pad_id, pad_value=encoder.config.pad_value).to(device)
+            batch = collate(tokens, cells, cls_id=cls_id, pad_id=pad_id, pad_value=encoder.config.pad_value).to(device)
             output = encoder.cls(batch.gene_ids, batch.values, batch.padding_mask, tables=tables)
             embedding[cells] = output.float().cpu().numpy()
             bar.update(len(cells))

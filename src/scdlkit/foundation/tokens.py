@@ -5,9 +5,6 @@ cell's own quantiles, so only the order of the values matters and counts, normal
 tokens (Cui et al. 2024, https://doi.org/10.1038/s41592-024-02201-0). Two choices are random in scGPT, which bin a
 value gets that several edges tie on and which genes stay when there are more than fit. Here both are hashes of
 (seed, the cell's genes and the order of their values): cell order, batch and process change nothing.
-
-How a row is binned in linear time: scatter into a scratch row ordered by token id (this merges duplicate genes and
-sorts by id), radix-sort the values' float32 bits, walk values and edges together.
 """
 
 from __future__ import annotations
@@ -17,18 +14,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import numba
 import numpy as np
 import scipy.sparse as sp
 
+from ._binning import bin_rows
+
 MAX_BINS = 256  # bins are stored as uint8
-_RADIX_BITS = 11
-_RADIX = 1 << _RADIX_BITS
-_SALT_SUBSET = 0x9E3779B97F4A7C15
-# position of the lowest set bit by a De Bruijn sequence (Leiserson et al. 1998)
-_DE_BRUIJN = np.uint64(0x03F79D71B4CB0A89)
-_BIT_OF = np.zeros(64, np.int64)
-_BIT_OF[[(0x03F79D71B4CB0A89 << _bit) >> 58 & 63 for _bit in range(64)]] = np.arange(64)
 
 
 @dataclass(frozen=True)
@@ -87,7 +78,7 @@ class TokenizerConfig:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Tokens of many cells, ragged: cell ``i`` owns ``indptr[i]:indptr[i + 1]``, in ascending token id.
+    """Tokens of many cells, ragged: cell ``i`` owns ``indptr[i]:indptr[i + 1]``, in the order of the matrix's columns.
 
     ``<cls>`` is not stored; batches put it in front.
 
@@ -198,8 +189,8 @@ def tokenize(
     token_ids = np.asarray(token_ids)
     if token_ids.shape != (matrix.shape[1],):
         raise ValueError(f"token_ids has shape {token_ids.shape}, but matrix has {matrix.shape[1]} genes (columns).")
-    genes = _GeneOrder(token_ids, config)
-    return _tokenize_rows(matrix, genes, config, log_values)
+    columns = _Columns(token_ids, config)
+    return _tokenize_rows(matrix, columns, config, log_values)
 
 
 def tokenize_chunks(
@@ -214,38 +205,50 @@ def tokenize_chunks(
     The result does not depend on where the pieces are cut.
     """
     config = config or TokenizerConfig()
-    genes = _GeneOrder(np.asarray(token_ids), config)
-    return Tokens.concatenate([_tokenize_rows(chunk, genes, config, log_values) for chunk in chunks])
+    columns = _Columns(np.asarray(token_ids), config)
+    return Tokens.concatenate([_tokenize_rows(chunk, columns, config, log_values) for chunk in chunks])
 
 
-class _GeneOrder:
-    """Columns of a matrix -> positions in ascending order of token id; duplicates share a position."""
+class _Columns:
+    """What the kernel looks up by column: token id, gene hash, and where to add up genes that share a token."""
 
     def __init__(self, token_ids: np.ndarray, config: TokenizerConfig) -> None:
-        known = np.flatnonzero(token_ids >= 0)
-        self.ids, first, position = np.unique(token_ids[known], return_index=True, return_inverse=True)
-        self.ids = self.ids.astype(np.int32)
-        self.position = np.full(len(token_ids), -1, dtype=np.int32)
-        if config.duplicates == "first":
-            self.position[known[first]] = np.arange(len(self.ids))
-        else:
-            self.position[known] = position
+        self.ids = token_ids.astype(np.int32)
+        known = np.flatnonzero(self.ids >= 0)
+        unique, first, position = np.unique(self.ids[known], return_index=True, return_inverse=True)
+        self.home = np.arange(len(self.ids), dtype=np.int32)
+        self.shared = len(unique) < len(known)
+        if config.duplicates == "first" and self.shared:
+            self.ids[np.delete(known, first)] = -1
+            self.shared = False
+        self.home[known] = known[first[position]]
+        self.hashes = gene_hashes(self.ids)
 
 
-def _tokenize_rows(matrix: Any, genes: _GeneOrder, config: TokenizerConfig, log_values: bool) -> Tokens:
-    if len(genes.position) != matrix.shape[1]:
-        raise ValueError(f"token_ids has {len(genes.position)} entries, but matrix has {matrix.shape[1]} columns.")
-    capacity = int(np.minimum(np.diff(matrix.indptr), config.max_length - 1).sum())
+def gene_hashes(token_ids: np.ndarray) -> np.ndarray:
+    """A fixed odd 64-bit number for every token (SplitMix64, Steele et al. 2014)."""
+    x = (token_ids.astype(np.int64).astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return (x ^ (x >> np.uint64(31))) | np.uint64(1)
+
+
+def _tokenize_rows(matrix: Any, columns: _Columns, config: TokenizerConfig, log_values: bool) -> Tokens:
+    if len(columns.ids) != matrix.shape[1]:
+        raise ValueError(f"token_ids has {len(columns.ids)} entries, but matrix has {matrix.shape[1]} columns.")
+    capacity = int(np.minimum(np.diff(matrix.indptr), config.max_length - 1).sum()) + 1
     n_cells = matrix.shape[0]
     gene_ids, bins = np.empty(capacity, np.int32), np.empty(capacity, np.uint8)
     indptr = np.zeros(n_cells + 1, np.int64)
     cell_keys, n_expressed = np.empty(n_cells, np.uint64), np.empty(n_cells, np.int32)
-    _bin_rows(
+    bin_rows(
         matrix.indptr,
         matrix.indices,
-        matrix.data,
-        genes.position,
-        genes.ids,
+        np.ascontiguousarray(matrix.data, dtype=np.float32),
+        columns.ids,
+        columns.hashes,
+        columns.home,
+        columns.shared,
         np.linspace(0, 1, config.n_bins - 1),
         config.max_length - 1,
         np.uint64(config.seed),
@@ -261,139 +264,3 @@ def _tokenize_rows(matrix: Any, genes: _GeneOrder, config: TokenizerConfig, log_
     if used < capacity:  # unknown genes and zeros: give the slack back
         gene_ids, bins = gene_ids[:used].copy(), bins[:used].copy()
     return Tokens(indptr, gene_ids, bins, cell_keys, n_expressed)
-
-
-@numba.njit(nogil=True, cache=True, inline="always")
-def _mix(x):  # type: ignore[no-untyped-def]
-    """Bijective 64-bit mixing (the finaliser of SplitMix64, Steele et al. 2014)."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-@numba.njit(nogil=True, cache=True)
-def _radix_argsort(keys, n, order, swap, counts):  # type: ignore[no-untyped-def]
-    """Stable argsort of ``keys[:n]`` (uint32) into ``order``: three passes of 11 bits, constant digits skipped."""
-    counts[:] = 0
-    for i in range(n):
-        key = keys[i]
-        for digit in range(3):
-            counts[digit, (key >> np.uint32(_RADIX_BITS * digit)) & np.uint32(_RADIX - 1)] += 1
-        order[i] = i
-    source, target = order, swap
-    for digit in range(3):
-        shift = np.uint32(_RADIX_BITS * digit)
-        if n == 0 or counts[digit, (keys[0] >> shift) & np.uint32(_RADIX - 1)] == n:
-            continue
-        total = 0
-        for value in range(_RADIX):
-            total, counts[digit, value] = total + counts[digit, value], total
-        for i in range(n):
-            item = source[i]
-            value = (keys[item] >> shift) & np.uint32(_RADIX - 1)
-            target[counts[digit, value]] = item
-            counts[digit, value] += 1
-        source, target = target, source
-    return source
-
-
-@numba.njit(nogil=True, cache=True)
-def _fill_edges(values, order, n, quantiles, edges):  # type: ignore[no-untyped-def]
-    """Quantiles of the values by linear interpolation, in float64 as NumPy computes them."""
-    for k in range(len(quantiles)):
-        at = (n - 1) * quantiles[k]
-        below = int(at)
-        above = min(below + 1, n - 1)
-        part = at - below
-        low, high = np.float64(values[order[below]]), np.float64(values[order[above]])
-        edges[k] = high - (high - low) * (1 - part) if part >= 0.5 else low + (high - low) * part
-
-
-@numba.njit(nogil=True, cache=True)
-def _bin_rows(  # type: ignore[no-untyped-def]
-    indptr, indices, data, position, ids, quantiles, max_genes, seed, random_ties, log_values,
-    out_indptr, out_ids, out_bins, out_keys, out_expressed,
-):  # fmt: skip
-    n_genes = len(ids)
-    row = np.zeros(n_genes, np.float32)
-    present = np.zeros((n_genes + 63) // 64, np.uint64)
-    slots = np.empty(n_genes, np.int32)
-    values = np.empty(n_genes, np.float32)
-    keys = values.view(np.uint32)
-    order, swap = np.empty(n_genes, np.int32), np.empty(n_genes, np.int32)
-    ranks, left, right = np.empty(n_genes, np.int32), np.empty(n_genes, np.int32), np.empty(n_genes, np.int32)
-    counts = np.empty((3, _RADIX), np.int32)
-    edges = np.empty(len(quantiles), np.float64)
-    draws = np.empty(n_genes, np.uint64)
-    seed_mixed = _mix(seed + np.uint64(0x9E3779B97F4A7C15))
-    one = np.uint64(1)
-    used = 0
-    for cell in range(len(indptr) - 1):
-        for j in range(indptr[cell], indptr[cell + 1]):
-            slot = position[indices[j]]
-            value = np.float32(data[j])
-            if slot < 0 or value == 0:
-                continue
-            word, bit = slot >> 6, one << np.uint64(slot & 63)
-            if present[word] & bit:
-                if log_values:
-                    row[slot] = np.log1p(np.expm1(np.float64(row[slot])) + np.expm1(np.float64(value)))
-                else:
-                    row[slot] += value
-            else:
-                present[word] |= bit
-                row[slot] = value
-        n = 0
-        for word in range(len(present)):
-            bits = present[word]
-            present[word] = 0
-            while bits:
-                lowest = bits & (~bits + one)
-                slot = (word << 6) + _BIT_OF[(lowest * _DE_BRUIJN) >> np.uint64(58)]
-                slots[n] = slot
-                values[n] = row[slot]
-                n += 1
-                bits ^= lowest
-        out_expressed[cell] = n
-
-        sorted_ = _radix_argsort(keys, n, order, swap, counts)
-        if n > 0:
-            _fill_edges(values, sorted_, n, quantiles, edges)
-        n_edges, n_at_or_below, n_below, rank = len(edges), 0, 0, 0
-        for i in range(n):
-            item = sorted_[i]
-            value = np.float64(values[item])
-            if i > 0 and values[item] != values[sorted_[i - 1]]:
-                rank += 1
-            while n_at_or_below < n_edges and edges[n_at_or_below] <= value:
-                n_at_or_below += 1
-            while n_below < n_edges and edges[n_below] < value:
-                n_below += 1
-            left[item], right[item], ranks[item] = n_at_or_below, n_below, rank
-
-        key = np.uint64(n)
-        for i in range(n):
-            key += _mix((np.uint64(ids[slots[i]]) << np.uint64(32)) + np.uint64(ranks[i]) + one)
-        out_keys[cell] = key
-        state = _mix(seed_mixed ^ key)
-
-        threshold = np.uint64(0xFFFFFFFFFFFFFFFF)
-        if n > max_genes:
-            for i in range(n):
-                draws[i] = _mix((state ^ np.uint64(_SALT_SUBSET)) + np.uint64(ids[slots[i]]))
-            threshold = np.partition(draws[:n], max_genes - 1)[max_genes - 1]
-        for i in range(n):
-            if n > max_genes and draws[i] > threshold:
-                continue
-            width = left[i] - right[i]
-            step = 0
-            if width > 1:
-                if random_ties:
-                    draw = _mix(state + np.uint64(ids[slots[i]])) >> np.uint64(32)
-                    step = np.int64((draw * np.uint64(width)) >> np.uint64(32))
-                else:
-                    step = width // 2
-            out_ids[used] = ids[slots[i]]
-            out_bins[used] = left[i] - step
-            used += 1
-        out_indptr[cell + 1] = used
