@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ._base import GradientStrategy, Strategy, Trainer
-from ._cells import CellData
 from ._build import build_strategies
+from ._cells import CellData
 from ._config import Config, TrainingConfig
 from ._registry import available_strategies, get_strategy, register
 from .frozen_probe import FrozenProbe, FrozenProbeConfig
