@@ -29,7 +29,7 @@ LAYERS = """
     runner _saved _reader inspection _annotation
     foundation.bundle foundation.comparison foundation.metrics foundation.calibration foundation.training
     foundation.inference foundation.known_cells foundation.splits foundation.strategies
-    foundation.weights foundation.model foundation.batching foundation.tokens
+    foundation.weights foundation.model foundation.batching foundation.tokens foundation._binning
     foundation.expression foundation.matrices foundation.vocabulary foundation.gene_match foundation.gene_names
     foundation.checkpoints foundation._download foundation._lock foundation._memory foundation._device
     _optional _keys _settings

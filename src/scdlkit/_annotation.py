@@ -49,11 +49,11 @@ def write_annotation(
     confidence = np.full(len(codes), np.nan, dtype=np.float32)
     confidence[~unassigned] = probabilities[~unassigned, codes[~unassigned]]
     columns = {
-        keys.label: pd.Categorical.from_codes(shown, categories=names),
+        keys.label: pd.Categorical.from_codes(shown.astype(np.int64), categories=pd.Index(names, dtype=object)),
         keys.label_code: codes,
         keys.confidence: confidence,
         keys.split: pd.Categorical.from_codes(
-            np.where(splits < 0, SPLITS.index("unlabelled"), splits), categories=SPLITS
+            np.where(splits < 0, SPLITS.index("unlabelled"), splits).astype(np.int64), categories=pd.Index(SPLITS)
         ),
     }
     result = {

@@ -289,11 +289,11 @@ def bin_rows(  # type: ignore[no-untyped-def]
                 draw = (gene_hashes[i] * state) >> np.uint64(32)
                 out_ids[filled] = genes[i]
                 out_bins[filled] = left[slot] - np.int32((draw * np.uint64(width[slot])) >> np.uint64(32))
-                filled += 1 if n <= max_genes else np.int64(draws[i] <= threshold)
+                filled += n <= max_genes or draws[i] <= threshold
         else:
             for i in range(n):
                 slot = slots[i]
                 out_ids[filled] = genes[i]
                 out_bins[filled] = left[slot] - width[slot] // 2
-                filled += 1 if n <= max_genes else np.int64(draws[i] <= threshold)
+                filled += n <= max_genes or draws[i] <= threshold
         out_indptr[cell + 1] = filled

@@ -21,7 +21,8 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        return Batch(*(None if tensor is None else tensor.to(device, non_blocking=True) for tensor in self))
+        mask = None if self.padding_mask is None else self.padding_mask.to(device)
+        return Batch(self.gene_ids.to(device), self.values.to(device), mask)
 
 
 def length_batches(lengths: np.ndarray, *, max_tokens: int, max_cells: int | None = None) -> list[np.ndarray]:
