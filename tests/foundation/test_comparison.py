@@ -122,7 +122,7 @@ def test_baseline_is_ranked_and_never_best() -> None:
 
 def test_recommendation_weighs_the_difference_by_its_error() -> None:
     clear = run(Fixed("model", TRUE), Fixed("genes", wrong(0.4), role="baseline"))
-    assert "ahead by more than chance would give" in clear.recommend()
+    assert "ahead by more than one standard error" in clear.recommend()
     barely = TRUE.copy()
     barely[SPLIT.val[0]] = (TRUE[SPLIT.val[0]] + 1) % 3
     model, genes = wrong(0.3, seed=1), wrong(0.3, seed=2)

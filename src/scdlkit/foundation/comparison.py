@@ -17,7 +17,7 @@ from ._memory import PeakMemory
 from .metrics import METRICS, classification_metrics, per_class_metrics
 from .splits import Split
 from .strategies import CellData, Strategy
-from .strategies._scores import f1_from_counts
+from .strategies._scores import f1_scores
 from .training import Trainer
 
 PARTS = ("val", "test")
@@ -107,7 +107,7 @@ class Comparison:
         against = f"{reached}, the baseline {baseline.name} {baseline['val_macro_f1']:.3f}"
         margin = f"difference {difference:+.3f}, standard error {error:.3f}; {_test_both(best, baseline)}"
         if difference > error:
-            return f"{against}: the foundation model is ahead by more than chance would give ({margin})."
+            return f"{against}: the foundation model is ahead by more than one standard error ({margin})."
         how = "no worse" if difference <= 0 else "behind by no more than one standard error"
         return f"{against}: the foundation model is not worth it here, the baseline is {how} ({margin})."
 
@@ -305,10 +305,9 @@ def _warn_if_collapsed(name: str, true: np.ndarray, predicted: np.ndarray, class
 
 def _weighted_macro_f1(true: np.ndarray, predicted: np.ndarray, weights: np.ndarray, n_classes: int) -> np.ndarray:
     """Macro-F1 of every row of ``weights`` ``[draws, kinds]``: how often each kind of cell was drawn."""
-    where = np.zeros((len(true), n_classes**2))
-    where[np.arange(len(true)), true * n_classes + predicted] = 1
-    counts = (weights @ where).reshape(len(weights), n_classes, n_classes)
-    return np.nanmean(f1_from_counts(counts), axis=1)
+    is_true, is_predicted = np.eye(n_classes)[true], np.eye(n_classes)[predicted]
+    f1 = f1_scores(weights @ (is_true * is_predicted), weights @ is_true, weights @ is_predicted)
+    return np.nanmean(f1, axis=1)
 
 
 def _test_only(row: pd.Series) -> str:

@@ -20,7 +20,7 @@ from scdlkit.foundation.strategies import (
     [
         FrozenProbeConfig(C=0.5, class_weight="balanced"),
         HeadConfig(n_layers=2, training=TrainingConfig(class_weight="effective", gradient_clip=None)),
-        PCALogRegConfig(n_top_genes=10, scale=False),
+        PCALogRegConfig(n_top_genes=10, scale=True),
         TrainingConfig(learning_rate=1),
     ],
 )

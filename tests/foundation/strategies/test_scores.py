@@ -20,4 +20,5 @@ def test_edges() -> None:
     assert np.isnan(macro_f1(none, none, 2))
     assert np.isnan(log_loss(none, np.empty((0, 2))))
     assert np.isfinite(log_loss(np.array([0]), np.array([[0.0, 1.0]])))
-    np.testing.assert_array_equal(f1_from_counts(np.array([[[0, 0], [2, 0]]])), [[0, 0]])
+    np.testing.assert_array_equal(f1_from_counts(np.diag([0, 0, 3])), [np.nan, np.nan, 1])
+    np.testing.assert_array_equal(f1_from_counts(np.array([[0, 0], [2, 0]])), [0, 0])

@@ -13,14 +13,18 @@ def confusion_counts(true_codes: np.ndarray, predicted_codes: np.ndarray, n_clas
     return np.bincount(pairs, minlength=n_classes**2).reshape(n_classes, n_classes)
 
 
-def f1_from_counts(counts: np.ndarray) -> np.ndarray:
-    """F1 of each class ``[..., n_classes]`` from confusion counts ``[..., n_classes, n_classes]``.
+def f1_scores(right: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """F1 of each class from its numbers of right, true and predicted cells, all of one shape.
 
     NaN for a class that is neither among the true nor among the predicted labels; 0 for one that is never right.
     """
-    either = counts.sum(-1) + counts.sum(-2)
-    right = np.diagonal(counts, axis1=-2, axis2=-1)
-    return np.divide(2.0 * right, either, out=np.full(right.shape, np.nan), where=either > 0)
+    either = np.asarray(true + predicted, dtype=np.float64)
+    return np.divide(2.0 * right, either, out=np.full(either.shape, np.nan), where=either > 0)
+
+
+def f1_from_counts(counts: np.ndarray) -> np.ndarray:
+    """F1 of each class from :func:`confusion_counts`."""
+    return f1_scores(np.diagonal(counts), counts.sum(1), counts.sum(0))
 
 
 def macro_f1(true_codes: np.ndarray, predicted_codes: np.ndarray, n_classes: int) -> float:

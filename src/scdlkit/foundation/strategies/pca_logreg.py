@@ -37,7 +37,8 @@ class PCALogRegConfig(LogisticConfig):
     n_components
         Principal components, at most; fewer when there are fewer cells or genes.
     scale
-        Divide genes by their standard deviation before the PCA.
+        Divide genes by their standard deviation before the PCA; off, since it made rare types harder to tell apart in
+        our trials.
 
     Raises
     ------
@@ -49,7 +50,7 @@ class PCALogRegConfig(LogisticConfig):
 
     n_top_genes: int = 2000
     n_components: int = 50
-    scale: bool = True
+    scale: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
