@@ -11,6 +11,7 @@ import torch
 from sklearn.metrics import accuracy_score, f1_score
 
 import scdlkit as sk
+from scdlkit.foundation import HeadConfig, TrainingConfig
 from scdlkit.foundation.bundle import read_bundle, write_bundle
 
 
@@ -196,8 +197,10 @@ def test_duplicate_names(blood, checkpoint):
 
 
 def test_batch_size_and_draws(blood, checkpoint):
-    one = fit(blood, checkpoint, strategies=("head",), batch_size=1, strategy_configs=None)
-    assert one.results_["error"].tolist() == [""]
+    training = TrainingConfig(batch_size=1, max_epochs=2)
+    one = fit(blood, checkpoint, strategies=("head",), strategy_configs={"head": HeadConfig(training=training)})
+    assert one.results_["error"].tolist() == [""] and one._strategies[0].config.training.batch_size == 1
+    assert sk.AnnotationRunner(checkpoint=checkpoint, batch_size=7)._strategies[1].config.training.batch_size == 7
     single, mean = fit(blood, checkpoint).predict(blood), fit(blood, checkpoint, n_draws=3).predict(blood)
     assert 0.5 < np.abs(single["latent"] * mean["latent"]).sum(axis=1).mean() <= 1.0001
     assert not np.allclose(single["latent"], mean["latent"])
@@ -289,8 +292,6 @@ def test_bad_settings(options, error, message, checkpoint):
 
 
 def test_wrong_config_and_unfitted_strategy(fitted, checkpoint):
-    from scdlkit.foundation import HeadConfig
-
     with pytest.raises(ValueError, match="'frozen_probe' takes a FrozenProbeConfig, found .*HeadConfig"):
         sk.AnnotationRunner(checkpoint=checkpoint, strategy_configs={"frozen_probe": HeadConfig()})
     runner, adata = fitted

@@ -98,7 +98,7 @@ def annotation_umap(
     axes[0][0].set_ylabel("UMAP 2", loc="bottom", fontsize=LABEL_SIZE)
     handles = [_dot(colour, name) for colour, name in zip(colours, shorten(classes), strict=True)]
     if (predicted < 0).any() or (len(panels) > 1 and (panels[0][1] < 0).any()):
-        handles.append(_dot(PALE, "not shown or no label"))
+        handles.append(_dot(PALE, "trained on, or no label"))
     legend = figure.legend(
         handles=handles, loc="outside right center", ncols=n_columns, frameon=False, fontsize=SMALL_SIZE
     )
