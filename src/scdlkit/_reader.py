@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from .foundation.expression import Expression, check_overlap, choose_expression
 from .foundation.inference import embed_tokens
@@ -15,6 +16,7 @@ from .inspection import tokenize_expression
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from torch import Tensor
 
     from .foundation.checkpoints import Checkpoint
     from .foundation.known_cells import KnownCells
@@ -101,6 +103,30 @@ class CellReader:
             )
         embedding[new] = total / self.n_draws
         return embedding
+
+    @property
+    def embsize(self) -> int:
+        """Width of the embedding."""
+        return int(self.checkpoint.args()["embsize"])
+
+    @property
+    def cls_id(self) -> int:
+        """Vocabulary id of ``<cls>``."""
+        return self.vocabulary.cls_id
+
+    @property
+    def pad_id(self) -> int:
+        """Vocabulary id of ``<pad>``."""
+        return self.vocabulary.pad_id
+
+    def encoder(self, token_ids: np.ndarray) -> ScGPTEncoder:
+        """A fresh pretrained encoder with rows for these tokens, for a strategy to change."""
+        return load_encoder(self.checkpoint, token_ids=token_ids)
+
+    def gene_rows(self, token_ids: np.ndarray) -> Tensor:
+        """Pretrained rows of the gene embedding, in the order of ``token_ids``."""
+        encoder = self.encoder(token_ids)
+        return encoder.gene_embedding.weight.detach()[encoder.row_of[torch.from_numpy(token_ids.astype(np.int64))]]
 
     def _encoder_for(self, draws: list[Tokens]) -> ScGPTEncoder:
         """The encoder with rows for these genes; kept for the next call."""

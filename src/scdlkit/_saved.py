@@ -84,9 +84,13 @@ def read_runner(
             f"The model was fitted on checkpoint {recorded['name']!r} with sha256 {recorded['sha256']}, but "
             f"{reference.folder} has {reference.sha256}. Pass checkpoint= the folder of the original one."
         )
-    fitted = {}
+    runner = cls.__new__(cls)
+    where = checkpoint or recorded["path"] or recorded["name"]
+    runner._restore(cls.config_class(**manifest["config"]), where, [], device, progress)
+    reader = runner._use_checkpoint(reference)
     for name, entry in manifest["strategies"].items():
         strategy = get_strategy(entry["type"])(entry["config"], name=name)
+        strategy.source = reader
         state = {key.removeprefix(f"{name}/"): tensor for key, tensor in tensors.items() if key.startswith(f"{name}/")}
         strategy.load_state(state, entry["metadata"])
         if strategy.n_classes != len(manifest["classes"]):
@@ -94,14 +98,10 @@ def read_runner(
                 f"{path}: strategy {name!r} knows {strategy.n_classes} classes, the manifest names "
                 f"{len(manifest['classes'])}."
             )
-        fitted[name] = strategy
-    if manifest["best_strategy"] not in fitted:
+        runner._fitted[name] = strategy
+    runner._strategies = list(runner._fitted.values())
+    if manifest["best_strategy"] not in runner._fitted:
         raise ValueError(f"{path}: the best strategy {manifest['best_strategy']!r} is not among the saved ones.")
-    runner = cls.__new__(cls)
-    where = checkpoint or recorded["path"] or recorded["name"]
-    runner._restore(cls.config_class(**manifest["config"]), where, list(fitted.values()), device, progress)
-    runner._use_checkpoint(reference)
-    runner._fitted = fitted
     runner._known = KnownCells(
         tensors["cells/keys"].numpy().view(np.uint64), tensors["cells/split"].numpy(), np.empty(0, np.uint64), None
     )

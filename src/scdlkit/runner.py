@@ -240,6 +240,8 @@ class AnnotationRunner:
         labelled = np.flatnonzero(labels.codes >= 0)
         labelled = labelled[np.lexsort((expression.cell_names[labelled].astype(str), draws[0].cell_keys[labelled]))]
         cells = replace(self._cells(expression, draws, labelled), codes=labels.codes[labelled])
+        for strategy in self._strategies:
+            strategy.source = reader
         comparison = compare(
             self._strategies,
             cells,
@@ -427,10 +429,10 @@ class AnnotationRunner:
         new_codes = np.append(np.where(keep, np.cumsum(keep) - 1, -1), -1)  # the last entry maps -1 to -1
         return Labels(new_codes[labels.codes], labels.classes[keep])
 
-    def _cells(self, expression: Expression, draws: list[Tokens], rows: np.ndarray) -> CellData:
+    def _cells(self, expression: Expression, draws: list[Tokens], rows: np.ndarray, *, embed: bool = True) -> CellData:
         """What the strategies read of the cells at ``rows``; the cells of the fit are not embedded again."""
         return CellData(
-            embedding=self._reader.embed([tokens[rows] for tokens in draws], known=self._known),
+            embedding=self._reader.embed([tokens[rows] for tokens in draws], known=self._known) if embed else None,
             expression=expression.rows(rows),
             gene_names=expression.genes.names,
             kind=expression.kind,
@@ -454,13 +456,17 @@ class AnnotationRunner:
         occupied = np.flatnonzero(draws[0].lengths > 0)
         if empty := expression.n_cells - len(occupied):
             logger.warning("%d cells have no gene that the checkpoint knows: %r.", empty, UNASSIGNED)
-        cells = self._cells(expression, draws, occupied)
+        fitted = self._fitted[name]
+        cells = self._cells(expression, draws, occupied, embed=fitted.frozen)
         probabilities = np.full((expression.n_cells, len(self.classes_)), np.nan, dtype=np.float32)
-        latent = np.zeros((expression.n_cells, cells.embedding.shape[1]), dtype=np.float32)  # type: ignore[union-attr]
+        latent = np.zeros((expression.n_cells, self._reader.embsize), dtype=np.float32)
         codes = np.full(expression.n_cells, -1, dtype=np.int64)
         if len(occupied):
-            probabilities[occupied] = self._fitted[name].predict_proba(cells)
-            latent[occupied] = normalise(cells.embedding)  # type: ignore[arg-type]
+            fitted.to(resolve_device(self.device))
+            # a frozen embedding is averaged over the draws already
+            parts = [cells] if fitted.frozen else [replace(cells, tokens=tokens[occupied]) for tokens in draws]
+            probabilities[occupied] = np.mean([fitted.predict_proba(part) for part in parts], axis=0)
+            latent[occupied] = normalise(np.mean([fitted.latent(part) for part in parts], axis=0))
             codes[occupied] = probabilities[occupied].argmax(axis=1)
         labels = np.append(self.classes_, UNASSIGNED)[codes]
         prediction = {"label_codes": codes, "labels": labels, "probabilities": probabilities, "latent": latent}

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from .tokens import Tokens
 
+MAX_BATCH_TOKENS = {"cpu": 8_192, "cuda": 131_072, "mps": 32_768}  # of a padded batch, by device
+
 
 class Batch(NamedTuple):
     """A padded batch: ``<cls>`` first, then the genes of each cell."""

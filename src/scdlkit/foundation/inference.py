@@ -9,11 +9,9 @@ from tqdm.auto import tqdm
 from scdlkit._settings import settings
 
 from ._device import resolve_device
-from .batching import collate, length_batches
+from .batching import MAX_BATCH_TOKENS, collate, length_batches
 from .model import ScGPTEncoder
 from .tokens import Tokens
-
-MAX_BATCH_TOKENS = {"cpu": 8_192, "cuda": 131_072, "mps": 32_768}
 
 
 def embed_tokens(

@@ -125,6 +125,7 @@ class Block(nn.Module):
         self.fc1, self.fc2 = nn.Linear(width, config.d_hid), nn.Linear(config.d_hid, width)
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.dropout = nn.Dropout(config.dropout)
+        self.prefix: nn.Module | None = None  # further keys and values, see strategies/prefix_tuning.py
 
     def forward(self, x: Tensor, keep: Tensor | None, *, cls_only: bool = False) -> Tensor:
         """Outputs of all positions ``[B, L, d]``, or of the first one alone ``[B, 1, d]``.
@@ -132,10 +133,13 @@ class Block(nn.Module):
         ``keep`` is boolean ``[B, 1, 1, L]``, False at padded keys, or None where nothing is padded.
         """
         queries = x[:, :1] if cls_only else x
+        keys, values = self._heads(self.k(x)), self._heads(self.v(x))
+        if self.prefix is not None:
+            keys, values, keep = self.prefix(keys, values, keep)
         attended = F.scaled_dot_product_attention(
             self._heads(self.q(queries)),
-            self._heads(self.k(x)),
-            self._heads(self.v(x)),
+            keys,
+            values,
             attn_mask=keep,
             dropout_p=self.attention_dropout if self.training else 0.0,
         )
@@ -226,6 +230,18 @@ class ScGPTEncoder(nn.Module):
 
     def _look_up(self, tables: InputTables, gene_ids: Tensor, values: Tensor) -> Tensor:
         return tables.genes[self.row_of[gene_ids]] + tables.values[values.long() - self.config.pad_value]
+
+    def add_tokens(self, token_ids: np.ndarray, rows: Tensor) -> None:
+        """Give the gene embedding rows ``[tokens, embsize]`` for further vocabulary ids; the others stay as they are."""
+        ids = np.concatenate([self.token_ids, token_ids])
+        order = np.argsort(ids, kind="stable")
+        if len(np.unique(ids)) < len(ids):
+            raise ValueError("token_ids has tokens that this encoder holds already.")
+        old = self.gene_embedding.weight
+        weight = torch.cat([old.detach(), rows.to(old)])[torch.from_numpy(order).to(old.device)]
+        self.gene_embedding = nn.Embedding.from_pretrained(weight, freeze=not old.requires_grad)
+        self.token_ids = ids[order]
+        self.row_of[torch.from_numpy(self.token_ids).to(old.device)] = torch.arange(len(ids), device=old.device)
 
     def check_token_ids(self, gene_ids: np.ndarray) -> None:
         """Raise a KeyError if the gene embedding lacks a row for one of ``gene_ids``."""

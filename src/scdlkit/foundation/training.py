@@ -7,7 +7,6 @@ nothing that ran before it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -73,13 +72,14 @@ class Trainer:
         import torch
 
         from ._device import resolve_device
+        from ._random import seeded
 
         config, module = strategy.training, strategy.trained_module()
         where = resolve_device(device)
         module.to(where)
         codes, val_codes = (np.asarray(cells.codes, dtype=np.int64) for cells in (train, val))
         weights = torch.from_numpy(class_weights(codes, n_classes, config.class_weight)).to(where)
-        optimizer = torch.optim.AdamW(_parameter_groups(module, config.weight_decay), lr=config.learning_rate)
+        optimizer = torch.optim.AdamW(_parameter_groups(strategy, config))
         generator = torch.Generator().manual_seed(seed)
         history: list[dict[str, float]] = []
         best: tuple[float, float] | None = None
@@ -90,24 +90,25 @@ class Trainer:
             for epoch in range(1, config.max_epochs + 1):
                 module.train()
                 total = 0.0
-                for step, rows in enumerate(_shuffled(len(codes), config.batch_size, generator), start=1):
-                    labels = torch.from_numpy(codes[rows]).to(where)
-                    losses = torch.nn.functional.cross_entropy(
-                        strategy.logits(train.subset(rows)), labels, reduction="none"
-                    )
-                    loss = (losses * weights[labels]).mean()
-                    value = loss.item()
-                    if not math.isfinite(value):
-                        raise FloatingPointError(
-                            f"The loss of {strategy.name!r} is {value} at epoch {epoch}, step {step}; "
-                            f"lower learning_rate ({config.learning_rate:g}) and check the input for extreme values."
+                with seeded(seed, epoch, device=where):  # dropout
+                    for step, rows in enumerate(strategy.batches(train, config.batch_size, generator), start=1):
+                        labels = torch.from_numpy(codes[rows]).to(where)
+                        losses = torch.nn.functional.cross_entropy(
+                            strategy.logits(train.subset(rows)), labels, reduction="none"
                         )
-                    optimizer.zero_grad(set_to_none=True)
-                    loss.backward()
-                    if config.gradient_clip is not None:
-                        torch.nn.utils.clip_grad_norm_(module.parameters(), config.gradient_clip)
-                    optimizer.step()
-                    total += value * len(rows)
+                        loss = (losses * weights[labels]).mean()
+                        value = loss.item()
+                        if not math.isfinite(value):
+                            raise FloatingPointError(
+                                f"The loss of {strategy.name!r} is {value} at epoch {epoch}, step {step}; "
+                                f"lower learning_rate ({config.learning_rate:g}) and check the input for extreme values."
+                            )
+                        optimizer.zero_grad(set_to_none=True)
+                        loss.backward()
+                        if config.gradient_clip is not None:
+                            torch.nn.utils.clip_grad_norm_(module.parameters(), config.gradient_clip)
+                        optimizer.step()
+                        total += value * len(rows)
                 probabilities = strategy.probabilities(val, n_classes)
                 row = {
                     "epoch": epoch,
@@ -152,21 +153,14 @@ def class_weights(codes: np.ndarray, n_classes: int, how: str | None) -> np.ndar
     return (weights * counts.sum() / (weights * counts).sum()).astype(np.float32)
 
 
-def _shuffled(n_cells: int, batch_size: int, generator: torch.Generator) -> Iterator[np.ndarray]:
-    import torch
-
-    order = torch.randperm(n_cells, generator=generator).numpy()
-    for start in range(0, n_cells, batch_size):
-        yield order[start : start + batch_size]
-
-
 def _trained(module: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
     return [(name, value) for name, value in module.named_parameters() if value.requires_grad]
 
 
-def _parameter_groups(module: torch.nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    trained = [value for _, value in _trained(module)]
-    return [
-        {"params": [value for value in trained if value.ndim > 1], "weight_decay": weight_decay},
-        {"params": [value for value in trained if value.ndim <= 1], "weight_decay": 0.0},
-    ]
+def _parameter_groups(strategy: GradientStrategy, config: TrainingConfig) -> list[dict[str, object]]:
+    """Groups with equal learning rate and weight decay; embeddings, biases and norms do not decay."""
+    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    for name, value in _trained(strategy.trained_module()):
+        decay = config.weight_decay if value.ndim > 1 and "embedding" not in name else 0.0
+        groups.setdefault((config.learning_rate * strategy.learning_rate_scale(name), decay), []).append(value)
+    return [{"params": values, "lr": rate, "weight_decay": decay} for (rate, decay), values in groups.items()]

@@ -7,20 +7,38 @@ from ._build import build_strategies
 from ._cells import CellData
 from ._config import Config, TrainingConfig
 from ._registry import available_strategies, get_strategy, register
+from .adapter import Adapter, AdapterConfig
+from .bitfit import BitFit, BitFitConfig
 from .frozen_probe import FrozenProbe, FrozenProbeConfig
+from .full_finetune import FullFinetune, FullFinetuneConfig
 from .head import Head, HeadConfig
+from .ia3 import IA3, IA3Config
+from .lora import LoRA, LoRAConfig
 from .pca_logreg import PCALogReg, PCALogRegConfig
+from .prefix_tuning import PrefixTuning, PrefixTuningConfig
 
 __all__ = [
+    "Adapter",
+    "AdapterConfig",
+    "BitFit",
+    "BitFitConfig",
     "CellData",
     "Config",
     "FrozenProbe",
     "FrozenProbeConfig",
+    "FullFinetune",
+    "FullFinetuneConfig",
     "GradientStrategy",
     "Head",
     "HeadConfig",
+    "IA3",
+    "IA3Config",
+    "LoRA",
+    "LoRAConfig",
     "PCALogReg",
     "PCALogRegConfig",
+    "PrefixTuning",
+    "PrefixTuningConfig",
     "Strategy",
     "Trainer",
     "TrainingConfig",

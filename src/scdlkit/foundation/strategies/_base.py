@@ -14,6 +14,8 @@ from ._config import Config, TrainingConfig
 if TYPE_CHECKING:
     import torch
 
+    from scdlkit.foundation.model import ScGPTEncoder
+
 _PREDICT_CELLS = 4096  # cells of a forward pass when predicting
 
 
@@ -24,6 +26,19 @@ class Trainer(Protocol):
         self, strategy: GradientStrategy, train: CellData, val: CellData, *, n_classes: int, seed: int, device: str
     ) -> list[dict[str, float]]:
         """Train ``strategy.module`` in place, leave its best epoch in it, return one row an epoch."""
+
+
+class EncoderSource(Protocol):
+    """Where the pretrained encoder comes from."""
+
+    cls_id: int
+    pad_id: int
+
+    def encoder(self, token_ids: np.ndarray) -> ScGPTEncoder:
+        """A fresh pretrained encoder with rows for these tokens."""
+
+    def gene_rows(self, token_ids: np.ndarray) -> torch.Tensor:
+        """Pretrained rows ``[tokens, embsize]`` of the gene embedding."""
 
 
 class Strategy(ABC):
@@ -51,6 +66,9 @@ class Strategy(ABC):
     config_class: ClassVar[type[Config]]
     role: ClassVar[Literal["strategy", "baseline"]] = "strategy"
     needs: ClassVar[frozenset[str]]
+    needs_to_fit: ClassVar[frozenset[str]] = frozenset()  # further parts that fit reads
+    frozen: ClassVar[bool] = True  # whether the encoder stays as it was pretrained
+    source: EncoderSource | None = None  # set before fit or load_state, for strategies that change the encoder
 
     def __init__(self, config: Config | Mapping[str, Any] | None = None, *, name: str | None = None) -> None:
         if name is not None:
@@ -114,6 +132,15 @@ class Strategy(ABC):
             If a tensor is missing, unknown or misshapen, or ``metadata`` incomplete.
         """
 
+    def to(self, device: torch.device) -> None:  # noqa: B027  (plain numbers have no device)
+        """Move what predicts to a device."""
+
+    def latent(self, cells: CellData) -> np.ndarray:
+        """Cell embedding float32 ``[n, d]``, not normalised: the frozen one unless the strategy changes the encoder."""
+        if cells.embedding is None:
+            raise ValueError(f"Strategy {self.name!r} needs the embedding of the cells, which was not given.")
+        return cells.embedding
+
     def metadata(self) -> dict[str, Any]:
         """What was learnt and is no tensor: plain values, fit for JSON."""
         self._check_fitted()
@@ -129,13 +156,13 @@ class Strategy(ABC):
         if self.n_classes == 0:
             raise RuntimeError(f"Strategy {self.name!r} is not fitted; call fit or load_state first.")
 
-    def _check_cells(self, cells: CellData) -> None:
-        if absent := sorted(name for name in self.needs if getattr(cells, name) is None):
+    def _check_cells(self, cells: CellData, extra: frozenset[str] = frozenset()) -> None:
+        if absent := sorted(name for name in self.needs | extra if getattr(cells, name) is None):
             raise ValueError(f"Strategy {self.name!r} needs {', '.join(absent)} of the cells, which was not given.")
 
     def _check_training_cells(self, train: CellData, val: CellData, n_classes: int) -> None:
         for split, cells in (("training", train), ("validation", val)):
-            self._check_cells(cells)
+            self._check_cells(cells, self.needs_to_fit)
             if cells.codes is None or cells.n_cells == 0:
                 raise ValueError(f"Strategy {self.name!r} needs labelled {split} cells, found none.")
             if cells.codes.min() < 0 or cells.codes.max() >= n_classes:
@@ -164,6 +191,17 @@ class GradientStrategy(Strategy):
     def logits(self, cells: CellData) -> torch.Tensor:
         """Differentiable logits ``[n, n_classes]``, on the device of ``module``."""
 
+    def batches(self, cells: CellData, batch_size: int, generator: torch.Generator) -> list[np.ndarray]:
+        """Positions of the cells of each batch of one epoch, every cell once, in random order."""
+        import torch
+
+        order = torch.randperm(cells.n_cells, generator=generator).numpy()
+        return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+    def learning_rate_scale(self, name: str) -> float:
+        """Factor on the learning rate of the parameter ``name`` of ``module``."""
+        return 1.0
+
     @property
     def training(self) -> TrainingConfig:
         """How it is trained."""
@@ -185,7 +223,8 @@ class GradientStrategy(Strategy):
                 f"Strategy {self.name!r} is trained by gradient descent: pass trainer=foundation.training.Trainer()."
             )
         self._check_training_cells(train, val, n_classes)
-        train, val = train.only(self.needs), val.only(self.needs)
+        needs = self.needs | self.needs_to_fit
+        train, val = train.only(needs), val.only(needs)
         self.build(train, n_classes=n_classes, seed=seed)
         parameters = self.trained_module().parameters()
         self.n_trainable = sum(value.numel() for value in parameters if value.requires_grad)
@@ -209,6 +248,10 @@ class GradientStrategy(Strategy):
                 rows = np.arange(start, min(start + _PREDICT_CELLS, cells.n_cells))
                 probabilities[rows] = self.logits(cells.subset(rows)).float().softmax(-1).cpu().numpy()
         return probabilities
+
+    def to(self, device: torch.device) -> None:
+        """Move the module to a device."""
+        self.trained_module().to(device)
 
     def trained_module(self) -> torch.nn.Module:
         """``module``, or a RuntimeError where there is none yet."""

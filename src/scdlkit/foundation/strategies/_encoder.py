@@ -1,0 +1,218 @@
+"""Strategies that train inside the encoder: what they share, so that each needs to say only what it adds.
+
+A subclass writes :meth:`EncoderStrategy.adapt`, which receives the pretrained encoder with all parameters frozen, puts
+its modules in and thaws what shall train. Everything else follows: the delta that is saved is whatever the encoder
+then holds beyond the checkpoint, and whatever trains of the checkpoint itself.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from scdlkit.foundation._random import seeded
+from scdlkit.foundation.batching import MAX_BATCH_TOKENS, Batch, collate, length_batches
+from scdlkit.foundation.model import AnnotationHead, ScGPTEncoder
+
+from ._base import EncoderSource, GradientStrategy, check_tensors
+from ._cells import CellData
+
+if TYPE_CHECKING:
+    from scdlkit.foundation.tokens import Tokens
+
+_STRETCH = 50  # batches that are sorted by length together
+PEFT_BASE = ".base_layer"  # peft moves a layer's own weights here when it wraps it
+
+
+class AdaptedEncoder(nn.Module):
+    """Encoder and head; the embedding is standardised as the frozen one of the training cells is, then classified."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, encoder: ScGPTEncoder, head: AnnotationHead, mean: Tensor, scale: Tensor) -> None:
+        super().__init__()
+        self.encoder, self.head = encoder, head
+        self.register_buffer("mean", mean)
+        self.register_buffer("scale", scale)
+
+    def forward(self, gene_ids: Tensor, values: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """Logits ``[B, classes]``; arguments as of :meth:`ScGPTEncoder.forward`."""
+        embedding = self.encoder.cls(gene_ids, values, padding_mask)
+        return self.head((embedding - self.mean) / self.scale)
+
+
+class EncoderStrategy(GradientStrategy):
+    """Base class of strategies that change the encoder.
+
+    ``config`` has ``training`` (a :class:`TrainingConfig`) and ``head_layers``. Before ``fit`` or ``load_state``,
+    ``source`` must be set.
+    """
+
+    needs = frozenset({"tokens"})
+    needs_to_fit = frozenset({"tokens", "embedding"})
+    frozen = False
+
+    @abstractmethod
+    def adapt(self, encoder: ScGPTEncoder) -> None:
+        """Put in what this strategy adds and thaw what it trains; all parameters are frozen before.
+
+        PyTorch's global generator is seeded around the call.
+        """
+
+    def prepare_loading(self) -> None:
+        """Change a freshly built module to what is saved, where the two differ."""
+
+    def fit(self, train: CellData, val: CellData, **options: Any) -> None:
+        """Build, then train; see :meth:`Strategy.fit`."""
+        # rows for the validation cells too: the optimizer must not lose a gene embedding that grows later
+        self._rows = np.unique(np.concatenate([_tokens(train).gene_ids, _tokens(val).gene_ids]))
+        super().fit(train, val, **options)
+
+    def build(self, train: CellData, *, n_classes: int, seed: int) -> None:
+        """A fresh encoder with this strategy's changes, and a fresh head."""
+        embedding = np.asarray(train.embedding, dtype=np.float64)
+        if not np.isfinite(embedding).all():
+            raise ValueError("embedding has NaN or infinite values; check the checkpoint's weights.")
+        mean, scale = embedding.mean(axis=0), embedding.std(axis=0)
+        scale[scale < 1e-8] = 1.0
+        self._assemble(self._rows, embedding.shape[1], n_classes, seed)
+        module = self.trained_module()
+        with torch.no_grad():
+            module.mean.copy_(torch.from_numpy(mean))  # type: ignore[union-attr,operator]
+            module.scale.copy_(torch.from_numpy(scale))  # type: ignore[union-attr,operator]
+
+    def logits(self, cells: CellData) -> Tensor:
+        """Logits ``[n, n_classes]``."""
+        return self.trained_module()(*self._batch(cells))
+
+    def batches(self, cells: CellData, batch_size: int, generator: torch.Generator) -> list[np.ndarray]:
+        """Random batches of cells of about the same length: shuffle, sort within stretches, shuffle the batches."""
+        order = torch.randperm(cells.n_cells, generator=generator).numpy()
+        lengths = _tokens(cells).lengths
+        found = []
+        for start in range(0, len(order), batch_size * _STRETCH):
+            stretch = order[start : start + batch_size * _STRETCH]
+            stretch = stretch[np.argsort(lengths[stretch], kind="stable")]
+            found += [stretch[i : i + batch_size] for i in range(0, len(stretch), batch_size)]
+        return [found[i] for i in torch.randperm(len(found), generator=generator).tolist()]
+
+    def probabilities(self, cells: CellData, n_classes: int) -> np.ndarray:
+        """Class probabilities of the module as it is, in eval mode and without gradients."""
+        return self._run(cells, lambda part: self.logits(part).float().softmax(-1), n_classes)
+
+    def latent(self, cells: CellData) -> np.ndarray:
+        """Adapted embedding float32 ``[n, embsize]``, the output at ``<cls>``, not normalised."""
+        self._check_cells(cells)
+        return self._run(cells, lambda part: self.encoder.cls(*self._batch(part)).float(), self.encoder.config.embsize)
+
+    @property
+    def encoder(self) -> ScGPTEncoder:
+        """The adapted encoder."""
+        module = self.trained_module()
+        return getattr(module, "module", module).encoder  # type: ignore[return-value,union-attr]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The delta: what was added to the encoder, what trained of it, the head, and its standardisation."""
+        self._check_fitted()
+        module = self.trained_module()
+        return {
+            name: value.detach().cpu().clone() for name, value in module.state_dict().items() if self._is_delta(name)
+        }
+
+    def metadata(self) -> dict[str, Any]:
+        """Also ``embsize``, the width of the embedding."""
+        return {**super().metadata(), "embsize": self.encoder.config.embsize}
+
+    def load_state(self, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+        """See :meth:`Strategy.load_state`."""
+        self._load_metadata(metadata, "embsize")
+        self._assemble(np.empty(0, np.int64), int(metadata["embsize"]), self.n_classes, seed=0)
+        self.prepare_loading()
+        module = self.trained_module()
+        expected = {name: value for name, value in module.state_dict().items() if self._is_delta(name)}
+        check_tensors(self.name, state, {name: tuple(value.shape) for name, value in expected.items()})
+        module.load_state_dict(dict(state), strict=False)
+        module.eval()
+
+    # ---- internals ----
+
+    def _batch(self, cells: CellData) -> Batch:
+        tokens, source = _tokens(cells), self._require_source()
+        self._cover(tokens.gene_ids)
+        pad_value = self.encoder.config.pad_value
+        batch = collate(tokens, cls_id=source.cls_id, pad_id=source.pad_id, pad_value=pad_value)
+        return batch.to(next(self.trained_module().parameters()).device)
+
+    def _run(self, cells: CellData, function: Callable[[CellData], Tensor], width: int) -> np.ndarray:
+        """``function`` over batches under a token budget, float32 ``[n, width]`` in the order of the cells."""
+        self.trained_module().eval()
+        result = np.empty((cells.n_cells, width), dtype=np.float32)
+        budget = MAX_BATCH_TOKENS[next(self.trained_module().parameters()).device.type]
+        cells = cells.only({"tokens"})
+        with torch.inference_mode():
+            for rows in length_batches(_tokens(cells).lengths, max_tokens=budget):
+                result[rows] = function(cells.subset(rows)).cpu().numpy()
+        return result
+
+    def _assemble(self, token_ids: np.ndarray, embsize: int, n_classes: int, seed: int) -> None:
+        encoder = self._require_source().encoder(token_ids)
+        if encoder.config.embsize != embsize:
+            raise ValueError(
+                f"Strategy {self.name!r} expects embsize {embsize}, the checkpoint has {encoder.config.embsize}."
+            )
+        base = set(encoder.state_dict())
+        encoder.requires_grad_(False)
+        with seeded(seed, 1):
+            self.adapt(encoder)
+        with seeded(seed, 2):
+            head = AnnotationHead(embsize, n_classes, self.config.head_layers)
+        self.module = AdaptedEncoder(encoder, head, torch.zeros(embsize), torch.ones(embsize))
+        trained = {name for name, value in encoder.named_parameters() if value.requires_grad}
+        self._frozen = {
+            f"encoder.{name}"
+            for name in encoder.state_dict()
+            if name.replace(PEFT_BASE, "") in base and name not in trained
+        }
+
+    def _is_delta(self, name: str) -> bool:
+        return name not in self._frozen
+
+    def _cover(self, gene_ids: np.ndarray) -> None:
+        """Rows of the gene embedding for tokens of a query that the training cells did not have."""
+        source, encoder = self._require_source(), self.encoder
+        missing = np.setdiff1d(gene_ids, encoder.token_ids)
+        if len(missing):
+            encoder.add_tokens(missing, source.gene_rows(missing))
+
+    def _require_source(self) -> EncoderSource:
+        if self.source is None:
+            raise RuntimeError(f"Strategy {self.name!r} changes the encoder: set its source before fit or load_state.")
+        return self.source
+
+
+def _tokens(cells: CellData) -> Tokens:
+    if cells.tokens is None:
+        raise ValueError("The strategy needs tokens of the cells, which were not given.")
+    return cells.tokens
+
+
+def block_numbers(layers: str | None, n_blocks: int) -> list[int]:
+    """Blocks that ``layers`` names: all for None, the last k for ``"last:k"``.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer blocks than asked for.
+    """
+    if layers is None:
+        return list(range(n_blocks))
+    wanted = int(layers.removeprefix("last:"))
+    if wanted > n_blocks:
+        raise ValueError(f"layers={layers!r}, but the encoder has {n_blocks} blocks.")
+    return list(range(n_blocks - wanted, n_blocks))
