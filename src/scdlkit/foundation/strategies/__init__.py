@@ -8,6 +8,7 @@ from ._cells import CellData
 from ._config import Config, TrainingConfig
 from ._registry import available_strategies, get_strategy, register
 from .adapter import Adapter, AdapterConfig
+from .any_peft import AnyPeft, AnyPeftConfig
 from .bitfit import BitFit, BitFitConfig
 from .frozen_probe import FrozenProbe, FrozenProbeConfig
 from .full_finetune import FullFinetune, FullFinetuneConfig
@@ -20,6 +21,8 @@ from .prefix_tuning import PrefixTuning, PrefixTuningConfig
 __all__ = [
     "Adapter",
     "AdapterConfig",
+    "AnyPeft",
+    "AnyPeftConfig",
     "BitFit",
     "BitFitConfig",
     "CellData",

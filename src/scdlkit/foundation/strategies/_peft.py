@@ -21,12 +21,12 @@ def inject(encoder: ScGPTEncoder, config: PeftConfig) -> None:
     ValueError
         If peft cannot do this on the encoder, with peft's reason.
     """
-    from peft import inject_adapter_in_model  # brings transformers, which takes seconds to import
+    from peft import get_peft_model  # brings transformers, which takes seconds to import
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # peft's advice for language models
-            inject_adapter_in_model(config, encoder)
+            get_peft_model(encoder, config)  # the wrapper it returns is not needed: layers are replaced in place
     except (ValueError, TypeError, NotImplementedError, RuntimeError, AttributeError, KeyError) as error:
         raise ValueError(
             f"peft cannot apply {type(config).__name__} to the encoder, whose blocks have the Linear layers "
