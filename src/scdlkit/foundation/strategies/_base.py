@@ -51,6 +51,7 @@ class Strategy(ABC):
     config_class: ClassVar[type[Config]]
     role: ClassVar[Literal["strategy", "baseline"]] = "strategy"
     needs: ClassVar[frozenset[str]]
+    libraries: ClassVar[tuple[str, ...]] = ()  # modules that fit imports, which are loaded before it is timed
 
     def __init__(self, config: Config | Mapping[str, Any] | None = None, *, name: str | None = None) -> None:
         if name is not None:

@@ -17,6 +17,7 @@ from ._cells import CellData
 from ._config import check_number
 from ._logistic import LogisticConfig, fit_logistic, softmax
 from ._registry import register
+from ._threads import few_threads
 
 if TYPE_CHECKING:
     import torch
@@ -78,6 +79,7 @@ class PCALogReg(Strategy):
     config_class = PCALogRegConfig
     role = "baseline"
     needs = frozenset({"expression"})
+    libraries = ("scanpy", "sklearn.decomposition", "sklearn.linear_model")
 
     def fit(
         self,
@@ -233,8 +235,9 @@ def _principal_components(matrix: sp.csr_matrix, n_components: int, seed: int) -
     from sklearn.decomposition import PCA
 
     limit = min(matrix.shape)
-    if n_components < limit:
-        pca = PCA(n_components, svd_solver="arpack", random_state=seed).fit(matrix.astype(np.float64))
-    else:
-        pca = PCA(limit, svd_solver="full").fit(matrix.toarray().astype(np.float64))
+    with few_threads(matrix.nnz):
+        if n_components < limit:
+            pca = PCA(n_components, svd_solver="arpack", random_state=seed).fit(matrix.astype(np.float64))
+        else:
+            pca = PCA(limit, svd_solver="full").fit(matrix.toarray().astype(np.float64))
     return pca.mean_, pca.components_
