@@ -232,7 +232,8 @@ class AnnotationRunner:
             seed=config.random_state,
         )
         for text in self.report_.warnings:
-            logger.warning("%s", text)
+            if text not in expression.warnings:  # these were given when the matrix was chosen
+                logger.warning("%s", text)
         split = make_split(
             labels.codes,
             expression.cell_names,

@@ -197,7 +197,7 @@ def _log_normalised(cells: CellData) -> tuple[sp.csr_matrix, np.ndarray]:
         ones = np.ones(len(names), dtype=np.float32)
         matrix = (matrix @ sp.csr_matrix((ones, (np.arange(len(names)), column)))).tocsr()
         names = unique
-    if cells.kind == "counts":
+    if cells.kind != "log1p":
         adata = sc.AnnData(matrix)
         with warnings.catch_warnings():  # a cell without counts stays all zero, which is right here
             warnings.filterwarnings("ignore", message="Some cells have zero counts")
