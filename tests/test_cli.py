@@ -53,7 +53,8 @@ def test_checkpoints(run):
     [
         (["inspect", "{path}", "-c", "{ck}", "-l", "nope"], "label_key='nope' is not a column"),
         (["inspect", "{path}", "-c", "atlantis"], "atlantis"),
-        (["embed", "{path}", "-c", "{ck}", "-o", "out.txt"], "must end in .h5ad"),
+        (["embed", "{path}", "-c", "{ck}", "-o", "out.txt"], "--out must end in .h5ad"),
+        (["adapt", "{path}", "-c", "{ck}", "-o", "{out}", "--annotated", "a.txt"], "--annotated must end in .h5ad"),
         (["adapt", "{path}", "-c", "{ck}", "-o", "{out}", "-s", "magic"], "Unknown strategy 'magic'"),
     ],
 )
@@ -61,3 +62,4 @@ def test_errors_are_messages(run, path, checkpoint, tmp_path, args, message):
     done = run(*(arg.format(path=path, ck=checkpoint, out=tmp_path / "r") for arg in args))
     assert done.exit_code == 1
     assert "Error: " in done.output and message in done.output and "Traceback" not in done.output
+    assert not (tmp_path / "r").exists()  # found before any work

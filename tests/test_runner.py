@@ -139,6 +139,43 @@ def test_cells_without_known_genes(blood, checkpoint, caplog):
     assert "2 cells have no gene that the checkpoint knows" in caplog.text
 
 
+def test_no_cell_has_a_known_gene(blood, fitted, checkpoint):
+    blood.X = sp.csr_matrix(blood.shape, dtype=np.float32)
+    with pytest.raises(ValueError, match="None of the 240 cells has a value of a gene that the checkpoint knows"):
+        fit(blood, checkpoint)
+    out = fitted[0].predict(blood)
+    assert set(out["labels"]) == {"unassigned"} and np.isnan(out["probabilities"]).all() and not out["latent"].any()
+
+
+def test_cells_that_are_in_the_data_twice_are_reported(blood, checkpoint, caplog):
+    import anndata as ad
+
+    twice = ad.concat([blood, blood], keys=["a", "b"], index_unique="-")
+    fit(twice, checkpoint)
+    assert "validation or test cells have the same genes in the same order of values" in caplog.text
+    caplog.clear()
+    fit(blood, checkpoint)
+    assert "same order of values" not in caplog.text
+
+
+def test_a_failed_fit_leaves_no_half_of_an_earlier_one(blood, checkpoint):
+    runner = fit(blood, checkpoint)
+    blood.obs["cell_type"] = blood.obs["cell_type"].cat.add_categories("loner")
+    blood.obs.iloc[0, 0] = "loner"
+    with pytest.raises(ValueError, match="loner"):
+        runner.fit_compare(blood)
+    with pytest.raises(RuntimeError, match="call fit_compare first"):
+        runner.annotate_adata(blood)
+
+
+def test_a_probe_does_not_read_the_matrix_of_the_cells_it_annotates(blood, checkpoint, monkeypatch):
+    from scdlkit.foundation.expression import Expression
+
+    runner = fit(blood, checkpoint)
+    monkeypatch.setattr(Expression, "rows", lambda self, index: pytest.fail("the matrix was read at once"))
+    assert len(runner.predict(blood)["labels"]) == 240
+
+
 @pytest.mark.parametrize(
     "labels",
     [
@@ -257,6 +294,33 @@ def test_load_refuses_what_does_not_fit(fitted, tmp_path, checkpoint):
         sk.AnnotationRunner.load(write_bundle(tmp_path / "lacking", manifest, kept))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m, t: t.pop("cells/keys"), "it lacks tensor cells/keys"),
+        (lambda m, t: m["checkpoint"].pop("sha256"), "it lacks checkpoint sha256"),
+        (lambda m, t: m["config"].update(new=1), "written by another version of scdlkit .*unexpected keyword"),
+        (lambda m, t: m["config"].pop("ties"), "written by another version of scdlkit .*'ties'"),
+        (lambda m, t: m["strategies"]["head"].pop("type"), "written by another version of scdlkit .*KeyError: 'type'"),
+        (lambda m, t: m.update(strategies=[]), "written by another version of scdlkit"),
+        (lambda m, t: m["tables"].clear(), "written by another version of scdlkit .*'strategies'"),
+        (lambda m, t: m["checkpoint"].update(path="/nowhere/at/all"), "in /nowhere/at/all, which is not there; pass"),
+    ],
+)
+def test_manifests_of_another_making(fitted, tmp_path, change, message):
+    manifest, tensors = read_bundle(fitted[0].save(tmp_path / "model"))
+    change(manifest, tensors)
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        sk.AnnotationRunner.load(write_bundle(tmp_path / "edited", manifest, tensors))
+
+
+def test_a_folder_called_like_a_registered_checkpoint_is_found_again(blood, checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint, tmp_path / "heart")
+    saved = fit(blood, folder, random_state=np.int64(7)).save(tmp_path / "model")
+    loaded = sk.AnnotationRunner.load(saved)  # and not from the network
+    assert loaded.checkpoint == str(folder) and loaded.config.random_state == 7
+
+
 def test_nothing_executable_is_saved(fitted, tmp_path):
     folder = fitted[0].save(tmp_path / "model")
     assert torch.load(folder / "model_state.pt", weights_only=True)
@@ -282,6 +346,7 @@ def test_before_fit(blood, checkpoint):
         ({"strategy_configs": {"lora": {}}}, ValueError, "strategy_configs has lora, not among the strategies"),
         ({"strategy_configs": {"head": {"depth": 3}}}, ValueError, "HeadConfig has no setting depth"),
         ({"val_size": 0.0}, ValueError, "val_size must be between 0 and 1"),
+        ({"random_state": None}, ValueError, "random_state must be an integer, found None"),
         ({"val_size": 0.5, "test_size": 0.5}, ValueError, "must leave cells to train on"),
         ({"small_classes": "ignore"}, ValueError, "small_classes must be 'error' or 'drop'"),
     ],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -71,6 +71,44 @@ def write_annotation(
     adata.uns[keys.uns] = result
     # colours of an earlier result would be matched to other categories
     adata.uns.pop(f"{keys.label}_colors", None)
+
+
+def check_target(
+    adata: AnnData, keys: ResultKeys | None = None, *, inputs: Iterable[str | None] = (), copy: bool = False
+) -> None:
+    """Find out whether results can be written before anything is computed.
+
+    Parameters
+    ----------
+    adata
+        To be written to.
+    keys
+        Where the results go.
+    inputs
+        Columns of ``.obs`` the results are learnt from, which must stay.
+    copy
+        Whether a copy is to be written to.
+
+    Raises
+    ------
+    TypeError
+        If ``adata`` is not an AnnData.
+    ValueError
+        If a column of ``inputs`` would be overwritten, or a copy or view of a backed AnnData would be needed.
+    """
+    from anndata import AnnData
+
+    if not isinstance(adata, AnnData):
+        raise TypeError(f"adata must be an AnnData, found {type(adata).__name__}.")
+    for name in inputs:
+        if keys is not None and name in keys.columns and name in adata.obs:
+            raise ValueError(
+                f"The result would overwrite adata.obs[{name!r}], which holds the labels or groups it is learnt from; "
+                "choose another key_added."
+            )
+    if adata.isbacked and (copy or adata.is_view):
+        what = "copy=True makes a copy" if copy else "this is a view, which has to be copied to be written to,"
+        raise ValueError(f"{what} of an AnnData that is backed by a file: call adata.to_memory() first.")
 
 
 def to_actual(adata: AnnData) -> None:

@@ -54,6 +54,11 @@ class ResultKeys:
         return f"{self.key}_split"
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """All columns of ``.obs`` that are written."""
+        return self.label, self.label_code, self.confidence, self.split
+
+    @property
     def probabilities(self) -> str:
         """Key of ``.obsm``: class probabilities, cells x classes."""
         return f"{self.key}_proba"

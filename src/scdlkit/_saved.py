@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 from .foundation.bundle import read_bundle, write_bundle
-from .foundation.checkpoints import ensure_checkpoint, list_checkpoints
+from .foundation.checkpoints import Checkpoint, ensure_checkpoint, list_checkpoints
 from .foundation.known_cells import KnownCells
 from .foundation.strategies import get_strategy
 from .inspection import ScGPTAnnotationDataReport
@@ -33,7 +33,8 @@ _TABLES = {"strategies": "results_", "history": "history_", "per_class": "per_cl
 def write_runner(runner: AnnotationRunner, path: str | os.PathLike[str]) -> Path:
     """Write what a fitted runner learnt; see :meth:`scdlkit.AnnotationRunner.save`."""
     reference = runner._reader.checkpoint
-    known = reference.name in set(list_checkpoints()["name"])
+    # by what the user asked for: a folder of one's own may be called as a registered checkpoint is
+    known = isinstance(runner.checkpoint, str) and runner.checkpoint in set(list_checkpoints()["name"])
     tensors = {
         f"{name}/{key}": tensor
         for name, strategy in runner._fitted.items()
@@ -43,7 +44,7 @@ def write_runner(runner: AnnotationRunner, path: str | os.PathLike[str]) -> Path
     tensors["cells/keys"] = torch.from_numpy(runner._known.keys.view(np.int64).copy())
     tensors["cells/split"] = torch.from_numpy(runner._known.split.copy())
     manifest = {
-        "config": asdict(runner.config),
+        "config": _plain(asdict(runner.config)),
         "checkpoint": {
             "name": reference.name,
             "path": None if known else str(reference.folder.resolve()),
@@ -75,18 +76,45 @@ def read_runner(
 ) -> AnnotationRunner:
     """Rebuild a fitted runner; see :meth:`scdlkit.AnnotationRunner.load`."""
     manifest, tensors = read_bundle(path)
-    if missing := [name for name in _REQUIRED if name not in manifest]:
-        raise ValueError(f"{path}: the manifest is incomplete, it lacks {', '.join(missing)}.")
-    recorded = manifest["checkpoint"]
-    reference = ensure_checkpoint(checkpoint or recorded["path"] or recorded["name"], progress=progress)
+    missing = [name for name in _REQUIRED if name not in manifest]
+    missing += [f"tensor {name}" for name in ("cells/keys", "cells/split") if name not in tensors]
+    recorded = manifest.get("checkpoint", {})
+    missing += [f"checkpoint {name}" for name in ("name", "path", "sha256") if name not in recorded]
+    if missing:
+        raise ValueError(f"{path}: the model is incomplete, it lacks {', '.join(missing)}.")
+    where = checkpoint or recorded["path"] or recorded["name"]
+    if checkpoint is None and recorded["path"] and not Path(recorded["path"]).is_dir():
+        raise ValueError(
+            f"{path}: the model was fitted on a checkpoint in {recorded['path']}, which is not there; pass "
+            "checkpoint= the folder where it is now."
+        )
+    reference = ensure_checkpoint(where, progress=progress)
     if reference.sha256 != recorded["sha256"]:
         raise ValueError(
             f"The model was fitted on checkpoint {recorded['name']!r} with sha256 {recorded['sha256']}, but "
             f"{reference.folder} has {reference.sha256}. Pass checkpoint= the folder of the original one."
         )
+    try:
+        return _rebuild(cls, path, manifest, tensors, reference, where, device, progress)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path}: the manifest is incomplete or was written by another version of scdlkit "
+            f"({manifest.get('versions')}): {type(error).__name__}: {error}"
+        ) from error
+
+
+def _rebuild(
+    cls: type[AnnotationRunner],
+    path: str | os.PathLike[str],
+    manifest: Mapping[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+    reference: Checkpoint,
+    checkpoint: str | os.PathLike[str],
+    device: str | None,
+    progress: bool | None,
+) -> AnnotationRunner:
     runner = cls.__new__(cls)
-    where = checkpoint or recorded["path"] or recorded["name"]
-    runner._restore(cls.config_class(**manifest["config"]), where, [], device, progress)
+    runner._restore(cls.config_class(**manifest["config"]), checkpoint, [], device, progress)
     reader = runner._use_checkpoint(reference)
     for name, entry in manifest["strategies"].items():
         strategy = get_strategy(entry["type"])(entry["config"], name=name)

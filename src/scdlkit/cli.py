@@ -73,6 +73,7 @@ def embed(
     from . import tl
 
     with _clean_errors():
+        _check_h5ad("--out", out)
         adata = _read(path)
         tl.embed(adata, checkpoint=checkpoint, layer=layer, key_added=key_added, device=device)
         _write(adata, out)
@@ -96,6 +97,8 @@ def adapt(
     from . import get, tl
 
     with _clean_errors():
+        if annotated is not None:
+            _check_h5ad("--annotated", annotated)
         adata = _read(path)
         runner = tl.adapt_annotation(
             adata,
@@ -127,6 +130,7 @@ def predict(
     from . import tl
 
     with _clean_errors():
+        _check_h5ad("--out", out)
         adata = _read(path)
         tl.predict(adata, model, strategy=strategy)
         typer.echo(adata.obs["scgpt_label"].value_counts().to_string())
@@ -158,10 +162,14 @@ def _read(path: Path) -> AnnData:
     return read_h5ad(path)
 
 
+def _check_h5ad(option: str, path: Path) -> None:
+    """Raise before any work is done."""
+    if path.suffix != ".h5ad":
+        raise ValueError(f"{option} must end in .h5ad, found {path}.")
+
+
 def _write(adata: AnnData, out: Path) -> None:
     """Write beside the target and rename, so that no half file is left."""
-    if out.suffix != ".h5ad":
-        raise ValueError(f"--out must end in .h5ad, found {out}.")
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = out.with_name(f".{out.stem}-unfinished.h5ad")
     try:

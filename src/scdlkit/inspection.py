@@ -170,6 +170,7 @@ def inspect_annotation_data(
     val_size: float = 0.15,
     test_size: float = 0.15,
     max_length: int | None = None,
+    random_state: int = 42,
 ) -> ScGPTAnnotationDataReport:
     """Check whether cells can be annotated, and report what will be used and what may surprise.
 
@@ -191,6 +192,8 @@ def inspect_annotation_data(
         Shares of the labelled cells.
     max_length
         Most tokens of a cell, ``<cls>`` included; the checkpoint's by default.
+    random_state
+        Seed of the split that is tried; with groups, whether there is one may depend on it.
 
     Returns
     -------
@@ -199,6 +202,8 @@ def inspect_annotation_data(
 
     Raises
     ------
+    TypeError
+        If ``adata`` is not an AnnData.
     ValueError
         If there are no cells or genes, too few genes are known, values are negative or not finite, the label column
         is missing, or it has fewer than two labels.
@@ -229,6 +234,7 @@ def inspect_annotation_data(
         group_key=group_key or "",
         val_size=val_size,
         test_size=test_size,
+        seed=random_state,
     )
 
 
@@ -245,6 +251,7 @@ def build_report(
     group_key: str,
     val_size: float,
     test_size: float,
+    seed: int,
 ) -> ScGPTAnnotationDataReport:
     """The report on cells that are already read and tokenized."""
     genes = expression.genes
@@ -254,7 +261,9 @@ def build_report(
     problems: tuple[str, ...] = ()
     if labels is not None:
         problems = tuple(
-            split_feasibility(labels.codes, labels.classes, groups=groups, val_size=val_size, test_size=test_size)
+            split_feasibility(
+                labels.codes, labels.classes, groups=groups, val_size=val_size, test_size=test_size, seed=seed
+            )
         )
     above = float((expressed > config.max_length - 1).mean())
     n_empty = int((expressed == 0).sum())
@@ -307,6 +316,12 @@ def tokenize_expression(expression: Expression, config: TokenizerConfig) -> Toke
 
 def find_label_key(adata: AnnData, label_key: str | None) -> str:
     """The label column, or a ValueError that lists the candidates."""
+    from anndata import AnnData
+
+    if not isinstance(adata, AnnData):
+        raise TypeError(f"adata must be an AnnData, found {type(adata).__name__}.")
+    if adata.n_obs == 0:
+        raise ValueError(f"adata has no cells (shape {adata.n_obs} × {adata.n_vars}).")
     key = DEFAULT_LABEL_KEY if label_key is None else label_key
     if key in adata.obs:
         return key

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from ._annotation import write_annotation
+from ._annotation import check_target, write_annotation
 from ._keys import UNASSIGNED, ResultKeys
 from ._reader import CellReader
 from ._saved import read_runner, write_runner
@@ -68,6 +68,8 @@ class RunnerConfig:
             raise ValueError(
                 f"val_size + test_size must leave cells to train on, found {self.val_size} + {self.test_size}."
             )
+        if isinstance(self.random_state, bool) or not isinstance(self.random_state, int | np.integer):
+            raise ValueError(f"random_state must be an integer, found {self.random_state!r}.")
         if self.small_classes not in ("error", "drop"):
             raise ValueError(f"small_classes must be 'error' or 'drop', found {self.small_classes!r}.")
 
@@ -184,6 +186,7 @@ class AnnotationRunner:
             val_size=config.val_size,
             test_size=config.test_size,
             max_length=config.max_length,
+            random_state=config.random_state,
         )
 
     def fit_compare(self, adata: AnnData) -> pd.DataFrame:
@@ -205,8 +208,12 @@ class AnnotationRunner:
         label_key = find_label_key(adata, config.label_key)
         labels, groups = read_labels(adata, label_key), read_groups(adata, config.group_key)
         reader = self._use_checkpoint(ensure_checkpoint(self.checkpoint, progress=self.progress))
+        # what fails below must not leave half of an earlier fit
+        self._fitted.clear()
         self._known = KnownCells.none()
         expression, draws = reader.read(adata)
+        if not draws[0].lengths.any():
+            raise ValueError(f"None of the {expression.n_cells} cells has a value of a gene that the checkpoint knows.")
         # a cell without known genes teaches nothing
         labels = replace(labels, codes=np.where(draws[0].lengths > 0, labels.codes, -1))
         labels = self._drop_small_classes(labels, groups)
@@ -222,9 +229,11 @@ class AnnotationRunner:
             group_key=config.group_key or "",
             val_size=config.val_size,
             test_size=config.test_size,
+            seed=config.random_state,
         )
         for text in self.report_.warnings:
-            logger.warning("%s", text)
+            if text not in expression.warnings:  # these were given when the matrix was chosen
+                logger.warning("%s", text)
         split = make_split(
             labels.codes,
             expression.cell_names,
@@ -236,10 +245,17 @@ class AnnotationRunner:
         )
         for text in split.warnings:
             logger.warning("%s", text)
+        self._known = KnownCells.of(draws[0].cell_keys, split.assignment)
+        if twins := int((self._known.split_of(draws[0].cell_keys) < split.assignment).sum()):
+            logger.warning(
+                "%d validation or test cells have the same genes in the same order of values as a cell that is used "
+                "before them (training, then validation): are cells in the data twice? Scores are then too good.",
+                twins,
+            )
         # a canonical order of the cells: the order of the file must not reach the training
         labelled = np.flatnonzero(labels.codes >= 0)
         labelled = labelled[np.lexsort((expression.cell_names[labelled].astype(str), draws[0].cell_keys[labelled]))]
-        cells = replace(self._cells(expression, draws, labelled), codes=labels.codes[labelled])
+        cells = replace(self._cells(expression, draws, labelled, self._strategies), codes=labels.codes[labelled])
         for strategy in self._strategies:
             strategy.source = reader
         comparison = compare(
@@ -255,8 +271,7 @@ class AnnotationRunner:
         self.classes_ = labels.classes
         self.label_key_ = label_key
         self._genes = expression.genes.names[expression.genes.token_ids >= 0]
-        keys = draws[0].cell_keys
-        self._known = KnownCells.of(keys, split.assignment).with_embedding(keys[labelled], cells.embedding)
+        self._known = self._known.with_embedding(draws[0].cell_keys[labelled], cells.embedding)
         return self.results_
 
     def predict(self, adata: AnnData, *, strategy: str | None = None) -> dict[str, np.ndarray]:
@@ -319,12 +334,15 @@ class AnnotationRunner:
             ``adata.uns[key_added]``
                 params, classes, strategies, history and per_class; read them with :mod:`scdlkit.get`.
         """
+        self._check_fitted("annotate")
+        keys = ResultKeys(key_added, label=obs_key, embedding=embedding_key)
+        check_target(adata, keys, inputs=(self.label_key_, self.config.group_key))
         prediction, splits = self._predict(adata, strategy)
         write_annotation(
             adata,
             prediction,
             splits,
-            keys=ResultKeys(key_added, label=obs_key, embedding=embedding_key),
+            keys=keys,
             classes=self.classes_,
             params=self._params(strategy or self.best_strategy_, key_added),
             strategies=self.results_,
@@ -421,7 +439,14 @@ class AnnotationRunner:
     def _drop_small_classes(self, labels: Labels, groups: np.ndarray | None) -> Labels:
         if self.config.small_classes == "error":
             return labels
-        keep = usable_classes(labels.codes, labels.classes, groups=groups)
+        keep = usable_classes(
+            labels.codes,
+            labels.classes,
+            groups=groups,
+            val_size=self.config.val_size,
+            test_size=self.config.test_size,
+            seed=self.config.random_state,
+        )
         if keep.all():
             return labels
         dropped = [f"{name} ({labels.counts[name]})" for name in labels.classes[~keep]]
@@ -429,15 +454,21 @@ class AnnotationRunner:
         new_codes = np.append(np.where(keep, np.cumsum(keep) - 1, -1), -1)  # the last entry maps -1 to -1
         return Labels(new_codes[labels.codes], labels.classes[keep])
 
-    def _cells(self, expression: Expression, draws: list[Tokens], rows: np.ndarray, *, embed: bool = True) -> CellData:
+    def _cells(
+        self,
+        expression: Expression,
+        draws: list[Tokens],
+        rows: np.ndarray,
+        strategies: Sequence[Strategy],
+        *,
+        embed: bool = True,
+    ) -> CellData:
         """What the strategies read of the cells at ``rows``; the cells of the fit are not embedded again."""
-        return CellData(
-            embedding=self._reader.embed([tokens[rows] for tokens in draws], known=self._known) if embed else None,
-            expression=expression.rows(rows),
-            gene_names=expression.genes.names,
-            kind=expression.kind,
-            tokens=draws[0][rows],
-        )
+        embedding = self._reader.embed([tokens[rows] for tokens in draws], known=self._known) if embed else None
+        cells = CellData(embedding=embedding, tokens=draws[0][rows])
+        if not any("expression" in strategy.needs for strategy in strategies):
+            return cells  # the matrix may not fit into memory
+        return replace(cells, expression=expression.rows(rows), gene_names=expression.genes.names, kind=expression.kind)
 
     def _take(self, comparison: Comparison) -> None:
         self.results_ = comparison.table.sort_values("rank").reset_index(drop=True)
@@ -457,7 +488,7 @@ class AnnotationRunner:
         if empty := expression.n_cells - len(occupied):
             logger.warning("%d cells have no gene that the checkpoint knows: %r.", empty, UNASSIGNED)
         fitted = self._fitted[name]
-        cells = self._cells(expression, draws, occupied, embed=fitted.frozen)
+        cells = self._cells(expression, draws, occupied, [fitted], embed=fitted.frozen)
         probabilities = np.full((expression.n_cells, len(self.classes_)), np.nan, dtype=np.float32)
         latent = np.zeros((expression.n_cells, self._reader.embsize), dtype=np.float32)
         codes = np.full(expression.n_cells, -1, dtype=np.int64)

@@ -49,6 +49,37 @@ def test_a_failed_write_leaves_the_old_model(folder, monkeypatch):
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
 
 
+def test_an_interrupt_while_replacing_brings_the_old_model_back(folder, monkeypatch):
+    from pathlib import Path
+
+    replace, calls = Path.replace, []
+
+    def interrupted(self, target):
+        calls.append(target)
+        if len(calls) == 2:  # the old model is out of the way, the new one not yet in
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_bundle(folder, {"classes": []}, {})
+    assert read_bundle(folder)[0]["value"] == 0.25
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
+def test_manifest_is_utf8_in_every_locale(tmp_path):
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; from scdlkit.foundation.bundle import write_bundle\n"
+        "write_bundle(sys.argv[1], {'classes': ['\\u03b3\\u03b4 T']}, {})"
+    )
+    environment = {"PATH": "/usr/bin", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run([sys.executable, "-c", code, tmp_path / "m"], check=True, env=environment, timeout=60)
+    assert read_bundle(tmp_path / "m")[0]["classes"] == ["γδ T"]
+
+
 def test_foreign_files_are_not_overwritten(folder):
     (folder / "thesis.docx").write_text("years of work")
     with pytest.raises(ValueError, match="holds thesis.docx, not only a saved model"):

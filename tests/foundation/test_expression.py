@@ -269,7 +269,9 @@ def test_cellxgene_genes_filtered_from_x_count_as_absent_there(cells, vocabulary
     layout=st.sampled_from([np.asarray, np.asfortranarray, sp.csr_matrix, sp.csc_matrix, sp.csr_array, sp.csc_array]),
     dtype=st.sampled_from(["uint8", "int64", "float32", "float64"]),
     rows=st.none() | st.lists(st.integers(0, 39), min_size=1, max_size=50) | st.just(slice(5, 30, 2)),
-    columns=st.none() | st.lists(st.integers(0, 119), min_size=1, unique=True) | st.just(slice(10, 60)),
+    columns=st.none()
+    | st.lists(st.integers(0, 119), min_size=1, unique=True)
+    | st.sampled_from([slice(10, 60), slice(3, 90, 2), slice(None, None, -1)]),
     size=st.integers(1, 50),
     data=st.data(),
 )
@@ -318,6 +320,16 @@ def test_backed(cells, vocabulary, tmp_path, layout, view, use_raw):
         np.testing.assert_array_equal(read(expression, 2), truth)
         np.testing.assert_array_equal(expression.rows([3, 0, 3]).toarray(), truth[[3, 0, 3]])
         assert adata.isbacked and adata.is_view == view
+
+
+@pytest.mark.parametrize("layout", [np.asarray, sp.csr_matrix])
+def test_backed_view_of_every_second_gene(cells, vocabulary, tmp_path, layout):
+    counts = cells.X.toarray()
+    cells.X = layout(counts)
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    backed = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    with closing(backed.file):
+        np.testing.assert_array_equal(read(choose_expression(backed[4:9, ::2], vocabulary)), counts[4:9, ::2])
 
 
 def test_backed_complaint_names_the_cell(cells, vocabulary, symbols, tmp_path):

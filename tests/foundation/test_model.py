@@ -93,6 +93,12 @@ def test_config(golden):
         ScGPTConfig(n_tokens=10, embsize=10, nheads=4, d_hid=8, nlayers=1)
     with pytest.raises(ValueError, match="nlayers must be a positive integer, found 0"):
         ScGPTConfig(n_tokens=10, embsize=8, nheads=4, d_hid=8, nlayers=0)
+    for change, message in (
+        ({"dropout": "0.2"}, "dropout must be in"),
+        ({"n_bins": "51"}, "n_bins must be an integer"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ScGPTConfig.from_args({**golden.args, **change}, n_tokens=10)
 
 
 def test_missing_rows_are_an_error():

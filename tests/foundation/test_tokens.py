@@ -199,6 +199,8 @@ def test_select_and_concatenate(pbmc):
         ({"n_bins": 2}, "n_bins must be between 3 and 256, found 2"),
         ({"max_length": 1}, "max_length must be at least 2"),
         ({"seed": -1}, "seed must be"),
+        ({"n_bins": "51"}, "n_bins must be an integer, found '51'"),
+        ({"max_length": 2.5}, "max_length must be an integer, found 2.5"),
         ({"ties": "first"}, "ties must be 'random' or 'mid', found 'first'"),
         ({"duplicates": "mean"}, "duplicates must be 'sum' or 'first'"),
     ],

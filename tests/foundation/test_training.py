@@ -107,6 +107,12 @@ def test_class_weights_help_the_rare_class() -> None:
     assert recall[1] > recall[0]
 
 
+def test_warm_up_draws_no_random_number() -> None:
+    before = torch.get_rng_state()
+    Trainer().warm_up()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_progress_bar(capsys: pytest.CaptureFixture[str]) -> None:
     head = Head(HeadConfig(training=TrainingConfig(max_epochs=2)))
     head.fit(TRAIN, VAL, n_classes=3, trainer=Trainer(progress=True))

@@ -106,6 +106,21 @@ def test_unreadable_files(golden, tmp_path):
             read_weights(tmp_path / name)
 
 
+def test_foreign_checkpoint(golden, tmp_path):
+    shutil.copytree(golden.folder, tmp_path / "w", ignore=shutil.ignore_patterns("expected.npz"))
+    (tmp_path / "w" / "args.json").write_text('{"model_type": "bert", "hidden_size": 256}')
+    with pytest.raises(ValueError, match="lacks embsize, nheads, d_hid, nlayers: this is not an scGPT checkpoint"):
+        load_encoder(tmp_path / "w")
+
+
+def test_weights_that_are_not_finite(golden, official, tmp_path):
+    shutil.copytree(golden.folder, tmp_path / "w", ignore=shutil.ignore_patterns("expected.npz"))
+    official["transformer_encoder.layers.1.norm2.weight"][3] = float("nan")
+    torch.save(official, tmp_path / "w" / "best_model.pt")
+    with pytest.raises(ValueError, match=r"NaN or infinite weights: blocks\.1\.norm2\.weight"):
+        load_encoder(tmp_path / "w")
+
+
 def test_code_in_a_file_is_never_run(tmp_path):
     class Trap:
         def __reduce__(self):

@@ -90,6 +90,14 @@ def test_empty(blood, checkpoint, n_obs, n_vars):
         inspect(blood[:n_obs, :n_vars].copy(), checkpoint, label_key="")
 
 
+def test_empty_and_foreign_objects_are_named_as_such(blood, checkpoint):
+    for empty in (ad.AnnData(), blood[:0].copy()):
+        with pytest.raises(ValueError, match="adata has no cells"):
+            inspect(empty, checkpoint)
+    with pytest.raises(TypeError, match="adata must be an AnnData, found DataFrame"):
+        inspect(blood.to_df(), checkpoint)
+
+
 def test_no_gene_matches(blood, checkpoint):
     blood.var_names = [f"thing{i}" for i in range(blood.n_vars)]
     with pytest.raises(ValueError, match="0 matched of 765, 77 needed"):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import warnings
 
 import anndata as ad
@@ -168,6 +169,60 @@ def test_backed_input(blood, checkpoint, tmp_path):
     assert backed.obs["scgpt_label"].tolist() == blood.obs["scgpt_label"].tolist()
     assert runner.report_.n_cells == 240
     backed.file.close()
+
+
+def test_a_backed_view_or_copy_is_refused_before_any_work(adapted, blood, checkpoint, tmp_path):
+    blood.write_h5ad(tmp_path / "a.h5ad")
+    backed = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
+    runner = adapted[1]
+    for call in (
+        lambda: sk.tl.adapt_annotation(backed[:100], checkpoint=checkpoint, **FAST),
+        lambda: sk.tl.embed(backed[:100], checkpoint=checkpoint),
+        lambda: sk.pp.tokenize(backed, checkpoint=checkpoint, copy=True),
+        lambda: sk.tl.predict(backed, runner, copy=True),
+        lambda: runner.annotate_adata(backed[:100]),
+    ):
+        with pytest.raises(ValueError, match=r"backed by a file: call adata.to_memory\(\) first"):
+            call()
+    assert runner.predict(backed[:100])["labels"].shape == (100,)  # reading is fine
+    backed.file.close()
+
+
+def test_no_anndata(blood, checkpoint):
+    for call in (sk.tl.embed, sk.tl.adapt_annotation, sk.pp.tokenize):
+        with pytest.raises(TypeError, match="adata must be an AnnData, found ndarray"):
+            call(blood.X.toarray(), checkpoint=checkpoint)
+
+
+def test_labels_are_never_overwritten(blood, checkpoint):
+    blood.obs["scgpt_label"] = blood.obs["cell_type"]
+    before = blood.obs.copy()
+    with pytest.raises(ValueError, match=r"would overwrite adata.obs\['scgpt_label'\]"):
+        sk.tl.adapt_annotation(blood, "scgpt_label", checkpoint=checkpoint, **FAST)
+    runner = sk.tl.adapt_annotation(blood, "scgpt_label", checkpoint=checkpoint, key_added="again", **FAST)
+    with pytest.raises(ValueError, match=r"would overwrite adata.obs\['scgpt_label'\]"):
+        runner.annotate_adata(blood)
+    pd.testing.assert_frame_equal(blood.obs[before.columns], before)
+
+
+def test_output_dir_is_checked_before_training(blood, checkpoint, tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "used" / "model").mkdir(parents=True)
+    (tmp_path / "used" / "model" / "thesis.docx").write_text("years of work")
+    for name, message in (("file", "is a file; give a folder"), ("used", "holds thesis.docx, not only a saved model")):
+        with pytest.raises(ValueError, match=message):
+            sk.tl.adapt_annotation(blood, checkpoint=checkpoint, output_dir=tmp_path / name, **FAST)
+    assert "scgpt_label" not in blood.obs
+
+
+def test_a_cell_with_20000_genes(checkpoint):
+    vocabulary = list(json.loads((checkpoint / "vocab.json").read_text()))
+    names = [name for name in vocabulary if not name.startswith("<")]
+    names += [f"made-up-{i}" for i in range(20_000 - len(names))]
+    cell = ad.AnnData(np.random.default_rng(0).poisson(3, (2, 20_000)) + 1, var=pd.DataFrame(index=names))
+    sk.tl.embed(cell, checkpoint=checkpoint)
+    assert np.isfinite(cell.obsm["X_scgpt"]).all()
+    assert sk.inspect_annotation_data(cell, "", checkpoint=checkpoint).share_above_max_length == 1
 
 
 def test_top_level_names_are_the_same_objects():

@@ -46,14 +46,7 @@ def write_bundle(folder: str | os.PathLike[str], manifest: Mapping[str, Any], te
         If ``folder`` holds files that are not a saved model.
     """
     folder = Path(folder)
-    if folder.exists():
-        foreign = (
-            sorted({path.name for path in folder.iterdir()} - {MANIFEST, STATE}) if folder.is_dir() else ["a file"]
-        )
-        if foreign:
-            raise ValueError(
-                f"path {folder} holds {', '.join(foreign[:5])}, not only a saved model; choose a new folder."
-            )
+    check_folder(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -66,12 +59,24 @@ def write_bundle(folder: str | os.PathLike[str], manifest: Mapping[str, Any], te
             "tensors": {name: [str(t.dtype).removeprefix("torch."), list(t.shape)] for name, t in own.items()},
         }
         content["manifest_digest"] = _digest(content)
-        (unfinished / MANIFEST).write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+        (unfinished / MANIFEST).write_text(f"{text}\n", encoding="utf-8")
         unfinished.chmod(0o755)
         _swap(unfinished, folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return folder
+
+
+def check_folder(folder: Path) -> None:
+    """Raise a ValueError if a model may not be written to ``folder``, since it holds anything but an earlier one."""
+    if folder.is_dir():
+        if foreign := sorted({path.name for path in folder.iterdir()} - {MANIFEST, STATE}):
+            raise ValueError(
+                f"path {folder} holds {', '.join(foreign[:5])}, not only a saved model; choose a new folder."
+            )
+    elif folder.exists():
+        raise ValueError(f"path {folder} is a file, not a folder for a model; choose another.")
 
 
 def read_bundle(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -132,7 +137,7 @@ def _swap(new: Path, folder: Path) -> None:
     folder.replace(old)
     try:
         new.replace(folder)
-    except OSError:
+    except BaseException:  # an interrupt too
         old.replace(folder)
         raise
     shutil.rmtree(old, ignore_errors=True)

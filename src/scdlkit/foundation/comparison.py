@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import time
 import warnings
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from scdlkit._settings import logger, settings
 from ._memory import PeakMemory
 from .metrics import METRICS, classification_metrics, per_class_metrics
 from .splits import Split
-from .strategies import CellData, Strategy
+from .strategies import CellData, GradientStrategy, Strategy
 from .strategies._scores import f1_scores
 from .training import Trainer
 
@@ -201,6 +202,7 @@ def compare(
         raise ValueError(f"cells has {n_codes} label codes, split {len(split.assignment)} cells.")
     true_codes = {part: np.asarray(cells.codes)[getattr(split, part)] for part in PARTS}
     show = settings.progress if progress is None else progress
+    trainer = Trainer(progress=show)
     rows, history, per_class = [], [], []
     fitted, errors, predicted_codes = {}, {}, {}
     bar = tqdm(strategies, unit="strategy", disable=not show)
@@ -210,8 +212,13 @@ def compare(
         row: dict[str, object] = {"strategy": name, "role": strategy.role, "error": ""}
         started = time.perf_counter()
         try:
+            for library in strategy.libraries:
+                importlib.import_module(library)
+            if isinstance(strategy, GradientStrategy):
+                trainer.warm_up()
             readable = cells.only(strategy.needs)
             parts = {part: readable.subset(getattr(split, part)) for part in ("train", *PARTS)}
+            started = time.perf_counter()
             with PeakMemory(device) as memory:
                 strategy.fit(
                     parts["train"],
@@ -219,7 +226,7 @@ def compare(
                     n_classes=len(classes),
                     seed=seed,
                     device=device,
-                    trainer=Trainer(progress=show),
+                    trainer=trainer,
                 )
             row |= {"fit_seconds": time.perf_counter() - started, "peak_memory_mb": memory.mb}
             row |= {"n_trainable": strategy.n_trainable}

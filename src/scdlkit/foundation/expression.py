@@ -110,7 +110,10 @@ class _ViewRows:
 
     def __init__(self, view: AnnData, get: Callable[[AnnData], Any]) -> None:
         # anndata has no public way to these, and cannot index a view of a backed file once more.
-        self._parent, self._columns = view._adata_ref, view._vidx
+        self._parent, columns = view._adata_ref, view._vidx
+        # anndata misreads positions of rows together with every second column, or columns in reverse.
+        stepped = isinstance(columns, slice) and columns.step not in (None, 1)
+        self._columns = np.arange(self._parent.n_vars)[columns] if stepped else columns
         self._positions = np.arange(self._parent.n_obs)[view._oidx]
         self._get = get
         probe = self[:1]

@@ -66,8 +66,11 @@ class ScGPTConfig:
                 raise ValueError(f"{name} must be a positive integer, found {getattr(self, name)!r}.")
         if self.embsize % self.nheads:
             raise ValueError(f"embsize ({self.embsize}) must be a multiple of nheads ({self.nheads}).")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), found {self.dropout}.")
+        for name in ("n_bins", "pad_value", "mask_value", "max_length"):
+            if not isinstance(getattr(self, name), int):
+                raise ValueError(f"{name} must be an integer, found {getattr(self, name)!r}.")
+        if not (isinstance(self.dropout, int | float) and 0 <= self.dropout < 1):
+            raise ValueError(f"dropout must be in [0, 1), found {self.dropout!r}.")
 
     @classmethod
     def from_args(cls, args: Mapping[str, Any], n_tokens: int) -> ScGPTConfig:

@@ -52,6 +52,9 @@ class TokenizerConfig:
     duplicates: Literal["sum", "first"] = "sum"
 
     def __post_init__(self) -> None:
+        for name in ("n_bins", "max_length", "seed"):  # n_bins and max_length may come from a file
+            if not isinstance(getattr(self, name), int | np.integer):
+                raise ValueError(f"{name} must be an integer, found {getattr(self, name)!r}.")
         if not 3 <= self.n_bins <= MAX_BINS:
             raise ValueError(f"n_bins must be between 3 and {MAX_BINS}, found {self.n_bins}.")
         if self.max_length < 2:

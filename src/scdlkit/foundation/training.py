@@ -44,6 +44,15 @@ class Trainer:
     def __init__(self, *, progress: bool | None = None) -> None:
         self.progress = progress
 
+    def warm_up(self) -> None:
+        """Take one step on nothing, so that what PyTorch loads for its first step is not taken for training time."""
+        import torch
+
+        parameter = torch.nn.Parameter(torch.zeros(1))
+        optimizer = torch.optim.AdamW([parameter])
+        parameter.sum().backward()
+        optimizer.step()
+
     def train(
         self, strategy: GradientStrategy, train: CellData, val: CellData, *, n_classes: int, seed: int, device: str
     ) -> list[dict[str, float]]:

@@ -186,7 +186,7 @@ def load_encoder(
     Raises
     ------
     ValueError
-        If a file is corrupt, or a tensor is missing or misshapen; names and shapes are listed.
+        If a file is corrupt, or a tensor is missing, misshapen or not finite; names (and shapes) are listed.
 
     Example
     -------
@@ -203,6 +203,8 @@ def load_encoder(
     with torch.device("meta"):  # no memory and no random numbers for weights that are replaced at once
         encoder = ScGPTEncoder(config, token_ids)
     own = {name: tensor.to(torch.float32, copy=True).contiguous() for name, tensor in state.items()}
+    if broken := [name for name, tensor in own.items() if not torch.isfinite(tensor).all()]:
+        raise ValueError(f"{found.weights_path} has NaN or infinite weights: {', '.join(broken[:20])}. Fetch it again.")
     encoder.load_state_dict(own, strict=True, assign=True)
     logger.debug("Loaded %s: %d layers, %d gene rows.", found.name, config.nlayers, len(encoder.token_ids))
     return encoder.eval()
@@ -250,8 +252,9 @@ def save_checkpoint(
     unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         torch.save(official, unfinished / "best_model.pt")
-        (unfinished / "args.json").write_text(json.dumps(dict(args), indent=2) + "\n")
-        (unfinished / "vocab.json").write_text(json.dumps(dict(vocab), indent=0, ensure_ascii=False) + "\n")
+        for name, content, indent in (("args.json", args, 2), ("vocab.json", vocab, 0)):
+            text = json.dumps(dict(content), indent=indent, ensure_ascii=False)
+            (unfinished / name).write_text(f"{text}\n", encoding="utf-8")
         unfinished.chmod(0o755)
         unfinished.replace(folder)
     finally:

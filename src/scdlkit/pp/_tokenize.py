@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import scipy.sparse as sp
 
-from scdlkit._annotation import to_actual
+from scdlkit._annotation import check_target, to_actual
 from scdlkit._keys import BINS_LAYER, TOKEN_ID, TOKENS_UNS
 from scdlkit.foundation.checkpoints import ensure_checkpoint
 from scdlkit.foundation.expression import check_overlap, choose_expression
@@ -73,6 +73,7 @@ def tokenize(
     >>> sk.pp.tokenize(adata, checkpoint="mini")
     >>> adata.layers["scgpt_bins"]
     """
+    check_target(adata, copy=copy)
     found = ensure_checkpoint(checkpoint)
     vocabulary = Vocabulary.from_json(found.vocab_path)
     config = TokenizerConfig.from_args(

@@ -6,8 +6,10 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from scdlkit._annotation import check_target
 from scdlkit._keys import DEFAULT_KEY, ResultKeys
 from scdlkit._optional import require_foundation
+from scdlkit.inspection import DEFAULT_LABEL_KEY
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -109,6 +111,7 @@ def adapt_annotation(
     from scdlkit.runner import AnnotationRunner
 
     keys = ResultKeys(key_added)
+    check_target(adata, keys, inputs=(label_key or DEFAULT_LABEL_KEY, group_key))
     runner = AnnotationRunner(
         label_key,
         checkpoint=checkpoint,
@@ -130,10 +133,12 @@ def adapt_annotation(
         device=device,
         progress=progress,
     )
+    if output_dir is not None:
+        from ._artefacts import prepare_folder, write_artefacts
+
+        prepare_folder(output_dir)
     runner.fit_compare(adata)
     runner.annotate_adata(adata, obs_key=keys.label, embedding_key=keys.embedding, key_added=key_added)
     if output_dir is not None:
-        from ._artefacts import write_artefacts
-
         write_artefacts(adata, runner, output_dir, key=key_added)
     return runner

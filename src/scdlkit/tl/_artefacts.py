@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,22 @@ if TYPE_CHECKING:
     from scdlkit.runner import AnnotationRunner
 
 _METRICS = ("macro_f1", "accuracy", "balanced_accuracy", "weighted_f1", "mcc", "auroc_ovr")
+
+
+def prepare_folder(folder: str | os.PathLike[str]) -> None:
+    """Make the folder, and find out before any training whether all can be written.
+
+    Raises
+    ------
+    ValueError
+        If it is a file, or its ``model`` holds anything but an earlier model.
+    """
+    from scdlkit.foundation.bundle import check_folder
+
+    if Path(folder).is_file():
+        raise ValueError(f"output_dir={str(folder)!r} is a file; give a folder.")
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    check_folder(Path(folder) / "model")
 
 
 def write_artefacts(
@@ -54,11 +71,17 @@ def write_artefacts(
     }
     runner.save(paths["model"])
     _write_text(paths["metrics"], runner.results_.to_csv(index=False))
-    pl.strategy_comparison(adata, key=key, save=paths["comparison"], show=False)
-    pl.strategy_tradeoff(adata, key=key, save=paths["tradeoff"], show=False)
-    pl.confusion_matrix(adata, key=key, save=paths["confusion"], show=False)
-    pl.reliability(adata, key=key, save=paths["reliability"], show=False)
-    pl.annotation_umap(adata, key=key, save=paths["umap"], show=False)
+    figures: dict[str, Callable[..., object]] = {
+        "comparison": pl.strategy_comparison,
+        "tradeoff": pl.strategy_tradeoff,
+        "confusion": pl.confusion_matrix,
+        "reliability": pl.reliability,
+        "umap": pl.annotation_umap,
+    }
+    for name, draw in figures.items():
+        unfinished = paths[name].with_name(f".{paths[name].name}")
+        draw(adata, key=key, save=unfinished, show=False)
+        unfinished.replace(paths[name])
     _write_text(paths["report"], _report(runner, paths))
     logger.info("Model, metrics, report and figures: %s", folder)
     return paths

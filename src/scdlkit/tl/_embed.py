@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Literal
 
-from scdlkit._annotation import to_actual
+from scdlkit._annotation import check_target, to_actual
 from scdlkit._keys import DEFAULT_EMBEDDING_KEY
 from scdlkit._optional import require_foundation
 
@@ -90,6 +90,7 @@ def embed(
     from scdlkit.foundation.inference import normalise
     from scdlkit.foundation.tokens import TokenizerConfig
 
+    check_target(adata, copy=copy)
     found = ensure_checkpoint(checkpoint, progress=progress)
     tokenizer = TokenizerConfig.from_args(
         found.args(), max_length=max_length, ties=ties, duplicates=duplicates, seed=random_state

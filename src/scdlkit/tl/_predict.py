@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from scdlkit._annotation import check_target
 from scdlkit._keys import DEFAULT_KEY, ResultKeys
 from scdlkit._optional import require_foundation
 
@@ -59,6 +60,7 @@ def predict(
     require_foundation()
     from scdlkit.runner import AnnotationRunner
 
+    check_target(adata, copy=copy)
     if not isinstance(runner, AnnotationRunner):
         if not isinstance(runner, str | os.PathLike):
             raise TypeError(

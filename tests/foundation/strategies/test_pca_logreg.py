@@ -67,7 +67,8 @@ def test_kinds_of_values_agree(train: CellData, val: CellData, query: CellData) 
     baseline = fitted(train, val)
     normalised = sp.csr_matrix(query.expression.multiply(1e4 / query.expression.sum(1)))
     expected = baseline.predict_proba(query)
-    for kind, matrix in (("normalised", normalised), ("log1p", normalised.log1p())):
+    per_million = normalised * 100.0  # another total must not pass for other cells
+    for kind, matrix in (("normalised", normalised), ("normalised", per_million), ("log1p", normalised.log1p())):
         found = baseline.predict_proba(replace(query, expression=matrix, kind=kind))
         np.testing.assert_allclose(found, expected, atol=1e-5)
     with pytest.raises(ValueError, match="found 'scaled'"):

@@ -66,6 +66,7 @@ class Strategy(ABC):
     config_class: ClassVar[type[Config]]
     role: ClassVar[Literal["strategy", "baseline"]] = "strategy"
     needs: ClassVar[frozenset[str]]
+    libraries: ClassVar[tuple[str, ...]] = ()  # modules that fit imports, which are loaded before it is timed
     needs_to_fit: ClassVar[frozenset[str]] = frozenset()  # further parts that fit reads
     frozen: ClassVar[bool] = True  # whether the encoder stays as it was pretrained
     source: EncoderSource | None = None  # set before fit or load_state, for strategies that change the encoder

@@ -15,6 +15,7 @@ from scdlkit._settings import logger
 
 from ._config import Config, check_choice, check_number
 from ._scores import log_loss, macro_f1
+from ._threads import few_threads
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
@@ -105,7 +106,7 @@ def fit_logistic(
     scores: list[dict[str, float]] = []
     for C in (config.C,) if config.C is not None else C_GRID:
         model = LogisticRegression(C=C, class_weight=config.class_weight, max_iter=config.max_iter)
-        with warnings.catch_warnings(record=True) as caught:
+        with warnings.catch_warnings(record=True) as caught, few_threads(features.size):
             warnings.simplefilter("always")
             model.fit(features, codes)
         if any(issubclass(item.category, ConvergenceWarning) for item in caught):

@@ -56,6 +56,7 @@ class FrozenProbe(Strategy):
     name = "frozen_probe"
     config_class = FrozenProbeConfig
     needs = frozenset({"embedding"})
+    libraries = ("sklearn.linear_model", "sklearn.preprocessing")
 
     def fit(
         self,

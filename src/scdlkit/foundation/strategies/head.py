@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._base import GradientStrategy, check_tensors
+from ._base import GradientStrategy, Trainer, check_tensors
 from ._cells import CellData
 from ._config import Config, TrainingConfig, check_choice, check_number
 from ._registry import register
+from ._threads import few_threads
 
 if TYPE_CHECKING:
     import torch
@@ -67,6 +68,21 @@ class Head(GradientStrategy):
     name = "head"
     config_class = HeadConfig
     needs = frozenset({"embedding"})
+    libraries = ("sklearn.preprocessing", "torch")
+
+    def fit(
+        self,
+        train: CellData,
+        val: CellData,
+        *,
+        n_classes: int,
+        seed: int = 0,
+        device: str = "cpu",
+        trainer: Trainer | None = None,
+    ) -> None:
+        """See :meth:`Strategy.fit`."""
+        with few_threads():
+            super().fit(train, val, n_classes=n_classes, seed=seed, device=device, trainer=trainer)
 
     def build(self, train: CellData, *, n_classes: int, seed: int) -> None:
         """A fresh head, initialised by ``seed``."""

@@ -17,6 +17,7 @@ from ._cells import CellData
 from ._config import check_number
 from ._logistic import LogisticConfig, fit_logistic, softmax
 from ._registry import register
+from ._threads import few_threads
 
 if TYPE_CHECKING:
     import torch
@@ -78,6 +79,7 @@ class PCALogReg(Strategy):
     config_class = PCALogRegConfig
     role = "baseline"
     needs = frozenset({"expression"})
+    libraries = ("scanpy", "sklearn.decomposition", "sklearn.linear_model")
 
     def fit(
         self,
@@ -195,7 +197,7 @@ def _log_normalised(cells: CellData) -> tuple[sp.csr_matrix, np.ndarray]:
         ones = np.ones(len(names), dtype=np.float32)
         matrix = (matrix @ sp.csr_matrix((ones, (np.arange(len(names)), column)))).tocsr()
         names = unique
-    if cells.kind == "counts":
+    if cells.kind != "log1p":
         adata = sc.AnnData(matrix)
         with warnings.catch_warnings():  # a cell without counts stays all zero, which is right here
             warnings.filterwarnings("ignore", message="Some cells have zero counts")
@@ -233,8 +235,9 @@ def _principal_components(matrix: sp.csr_matrix, n_components: int, seed: int) -
     from sklearn.decomposition import PCA
 
     limit = min(matrix.shape)
-    if n_components < limit:
-        pca = PCA(n_components, svd_solver="arpack", random_state=seed).fit(matrix.astype(np.float64))
-    else:
-        pca = PCA(limit, svd_solver="full").fit(matrix.toarray().astype(np.float64))
+    with few_threads(matrix.nnz):
+        if n_components < limit:
+            pca = PCA(n_components, svd_solver="arpack", random_state=seed).fit(matrix.astype(np.float64))
+        else:
+            pca = PCA(limit, svd_solver="full").fit(matrix.toarray().astype(np.float64))
     return pca.mean_, pca.components_

@@ -1,0 +1,99 @@
+"""Batches for pretraining: thinned counts, random genes, masks; a pure function of (seed, step)."""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+
+from scdlkit.foundation.batching import collate
+from scdlkit.foundation.model import ScGPTConfig
+from scdlkit.foundation.tokens import TokenizerConfig, tokenize
+
+from .config import PretrainingConfig
+from .corpus import Corpus
+from .objective import PretrainingBatch
+
+
+class BatchSource:
+    """Draws batches from a corpus.
+
+    Parameters
+    ----------
+    corpus
+        Cells.
+    config
+        Recipe.
+    encoder
+        Shape of the encoder.
+    """
+
+    def __init__(self, corpus: Corpus, config: PretrainingConfig, encoder: ScGPTConfig) -> None:
+        self.corpus, self.config, self.encoder = corpus, config, encoder
+        self.cells_of = [np.flatnonzero(corpus.source == code) for code in range(len(corpus.names))]
+        sizes = np.array([len(cells) for cells in self.cells_of], dtype=float) ** config.source_temperature
+        self.source_share = sizes / sizes.sum()
+        self.token_ids = corpus.token_ids
+        # genes in many cells are asked more often; genes in a handful of cells hardly teach anything
+        frequency = np.bincount(corpus.counts.indices, minlength=corpus.counts.shape[1]) / corpus.counts.shape[0]
+        self.query_share = frequency**config.query_temperature / (frequency**config.query_temperature).sum()
+        spread = np.sqrt(frequency * (1 - frequency))
+        self.query_weight = (1 / (spread + 0.1)).astype(np.float32)
+        # a deeper cell expresses more of every gene, most of all of those that half of the cells express
+        self.query_trend = np.column_stack([np.ones_like(frequency), frequency, spread, spread**2]).astype(np.float32)
+
+    def draw(self, step: int) -> PretrainingBatch:
+        """The batch of one step."""
+        config, encoder = self.config, self.encoder
+        rng = np.random.default_rng([config.seed, step])
+        n_distinct = config.batch_size // 2 if config.two_views else config.batch_size
+        source = rng.choice(len(self.cells_of), size=n_distinct, p=self.source_share)
+        cells = np.array([rng.choice(self.cells_of[code]) for code in source])
+        counts = self.corpus.counts[cells]
+        truth = _dense_bins(counts, self.token_ids, encoder.n_bins)
+        if config.two_views:
+            counts, truth = sp.vstack([counts, counts], format="csr"), np.concatenate([truth, truth])
+
+        n_genes = int(rng.integers(*config.genes_per_draw, endpoint=True))
+        seed = int(rng.integers(2**62))
+        tokens = tokenize(
+            self._thin(counts, rng), self.token_ids, TokenizerConfig(encoder.n_bins, n_genes + 1, seed=seed)
+        )
+        vocab = self.corpus.vocab
+        batch = collate(tokens, cls_id=vocab["<cls>"], pad_id=vocab["<pad>"], pad_value=encoder.pad_value)
+        genes = torch.ones_like(batch.gene_ids, dtype=torch.bool) if batch.padding_mask is None else ~batch.padding_mask
+        genes[:, 0] = False
+        ratio = rng.choice(config.mask_ratios)
+        masked = torch.from_numpy(rng.random(batch.gene_ids.shape) < ratio) & genes
+        queries = rng.choice(len(self.query_share), size=config.n_queries, replace=False, p=self.query_share)
+        weights = self.query_weight[queries]
+        rows = torch.arange(len(truth))[:, None]
+        truth_tensor = torch.from_numpy(truth)
+        return PretrainingBatch(
+            batch.gene_ids,
+            batch.values.masked_fill(masked, encoder.mask_value),
+            batch.padding_mask,
+            masked,
+            truth_tensor[rows, batch.gene_ids],
+            torch.from_numpy(queries),
+            truth_tensor[:, queries],
+            torch.from_numpy(weights / weights.mean()),
+            torch.from_numpy(self.query_trend[queries]),
+        )
+
+    def _thin(self, counts: sp.csr_matrix, rng: np.random.Generator) -> sp.csr_matrix:
+        """Keep each molecule with a probability drawn per cell."""
+        keep = rng.uniform(*self.config.thinning, size=counts.shape[0])
+        thinned = counts.copy()
+        thinned.data = rng.binomial(counts.data.astype(np.int64), np.repeat(keep, np.diff(counts.indptr)))
+        thinned.data = thinned.data.astype(np.float32)
+        thinned.eliminate_zeros()
+        return thinned
+
+
+def _dense_bins(counts: sp.csr_matrix, token_ids: np.ndarray, n_bins: int) -> np.ndarray:
+    """float32 ``[cells, tokens]``: bins of whole cells, ties in the middle of what they may get, 0 where silent."""
+    tokens = tokenize(counts, token_ids, TokenizerConfig(n_bins, max_length=counts.shape[1] + 1, ties="mid"))
+    dense = np.zeros(counts.shape, np.float32)
+    dense[np.repeat(np.arange(tokens.n_cells), tokens.lengths), tokens.gene_ids] = tokens.bins
+    return dense

@@ -1,0 +1,137 @@
+"""What the encoder is asked: masked values from the gene's own output, and values of any gene from the cell embedding.
+
+Both decoders are scGPT's (Cui et al. 2024) and are saved under their official names:
+
+- gene expression prediction: ``decoder.fc`` reads a masked gene's output and predicts its bin;
+- gene expression prediction for cell modelling (MVC): ``mvc_decoder`` turns a gene's embedding into a query, whose inner
+  product with the cell embedding predicts the bin.
+
+One thing is ours: scGPT asks only for genes that the cell expresses. Here the cell embedding must also answer for a
+sample of all genes, with bin 0 where the cell does not express them. Which genes are silent tells cell types apart, and
+with few cells it is the larger part of what can be learned.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from scdlkit.foundation.model import ScGPTEncoder
+
+
+class PretrainingBatch(NamedTuple):
+    """Masked cells and what they should be read as; all tensors have the cells as their first dimension."""
+
+    gene_ids: Tensor  # int64 [B, L], <cls> first
+    values: Tensor  # float32 [B, L], mask_value at masked genes
+    padding_mask: Tensor | None  # bool [B, L]
+    masked: Tensor  # bool [B, L]
+    targets: Tensor  # float32 [B, L]: true bins
+    query_ids: Tensor  # int64 [Q], genes asked of every cell
+    query_targets: Tensor  # float32 [B, Q]: true bins, 0 where not expressed
+    query_weights: Tensor  # float32 [Q], mean 1
+    query_trends: Tensor  # float32 [Q, k]: how the bins of these genes move with the depth of a cell
+
+    def to(self, device: torch.device) -> PretrainingBatch:
+        """The same batch on another device."""
+        return PretrainingBatch(*(None if tensor is None else tensor.to(device) for tensor in self))
+
+
+class ExpressionDecoder(nn.Module):
+    """Value of a gene from its own output."""
+
+    def __init__(self, embsize: int) -> None:
+        super().__init__()
+        self.fc = nn.Sequential(
+            nn.Linear(embsize, embsize),
+            nn.LeakyReLU(),
+            nn.Linear(embsize, embsize),
+            nn.LeakyReLU(),
+            nn.Linear(embsize, 1),
+        )
+
+    def forward(self, outputs: Tensor) -> Tensor:
+        """``[..., embsize]`` to ``[...]``."""
+        return self.fc(outputs).squeeze(-1)
+
+
+class CellDecoder(nn.Module):
+    """Values of genes from the cell embedding."""
+
+    def __init__(self, embsize: int) -> None:
+        super().__init__()
+        self.gene2query = nn.Linear(embsize, embsize)
+        self.W = nn.Linear(embsize, embsize, bias=False)
+        with torch.no_grad():  # cell embeddings are layer-normalised, hence long: start from predictions near zero
+            self.W.weight.mul_(1 / embsize)
+
+    def forward(self, genes: Tensor) -> Tensor:
+        """Gene embeddings ``[..., embsize]`` to the vectors whose inner product with the cell embedding is the value."""
+        return self.W(torch.sigmoid(self.gene2query(genes)))
+
+
+class Objective(nn.Module):
+    """Encoder, decoders and losses.
+
+    Losses are mean squared errors of bins as a share of the scale (0 to 1): decoders learn at the speed of the rest,
+    and :meth:`official_heads` puts them on the scale of bins, as the official ones are.
+
+    Parameters
+    ----------
+    encoder
+        Trained in place.
+    weights
+        Weights of the losses ``masked``, ``cell_masked``, ``cell_query``, ``cell_depth`` and ``contrast``.
+    temperature
+        Of the contrastive loss.
+    """
+
+    def __init__(self, encoder: ScGPTEncoder, weights: dict[str, float], *, temperature: float = 0.2) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = ExpressionDecoder(encoder.config.embsize)
+        self.mvc_decoder = CellDecoder(encoder.config.embsize)
+        self.weights = weights
+        self.temperature = temperature
+        self.scale = float(encoder.config.n_bins - 1)
+
+    def forward(self, batch: PretrainingBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum of the losses, and each of them."""
+        encoder = self.encoder
+        hidden = batch.masked if batch.padding_mask is None else batch.masked | batch.padding_mask
+        outputs = encoder(batch.gene_ids, batch.values, hidden)
+        cells = outputs[:, 0]
+        targets = batch.targets[batch.masked] / self.scale
+        losses = {"masked": F.mse_loss(self.decoder(outputs[batch.masked]), targets)}
+
+        genes = encoder.gene_norm(encoder.gene_embedding(encoder.row_of[batch.gene_ids[batch.masked]]))
+        cell_of = torch.nonzero(batch.masked)[:, 0]
+        predicted = (self.mvc_decoder(genes) * cells[cell_of]).sum(-1)
+        losses["cell_masked"] = F.mse_loss(predicted, targets)
+
+        genes = encoder.gene_norm(encoder.gene_embedding(encoder.row_of[batch.query_ids]))
+        error = (cells @ self.mvc_decoder(genes).T - batch.query_targets / self.scale) * batch.query_weights.sqrt()
+        along = error @ torch.linalg.qr(batch.query_trends * batch.query_weights.sqrt()[:, None]).Q
+        losses["cell_depth"] = along.square().sum() / error.numel()
+        losses["cell_query"] = error.square().mean() - losses["cell_depth"]
+        if self.weights.get("contrast", 0) > 0:
+            losses["contrast"] = self._contrast(cells)
+        return sum(self.weights[name] * loss for name, loss in losses.items()), losses
+
+    def official_heads(self) -> dict[str, Tensor]:
+        """Decoder tensors under their official names, predicting bins."""
+        heads = {f"decoder.{name}": tensor for name, tensor in self.decoder.state_dict().items()}
+        heads |= {f"mvc_decoder.{name}": tensor for name, tensor in self.mvc_decoder.state_dict().items()}
+        for name in ("decoder.fc.4.weight", "decoder.fc.4.bias", "mvc_decoder.W.weight"):
+            heads[name] = heads[name] * self.scale
+        return heads
+
+    def _contrast(self, cells: Tensor) -> Tensor:
+        """Two views of a cell (first and second half of the batch) find each other (InfoNCE)."""
+        unit = F.normalize(cells, dim=1)
+        similarity = unit @ unit.T / self.temperature
+        similarity = similarity.masked_fill(torch.eye(len(cells), dtype=torch.bool, device=cells.device), -torch.inf)
+        return F.cross_entropy(similarity, torch.arange(len(cells), device=cells.device).roll(len(cells) // 2))
