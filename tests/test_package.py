@@ -27,11 +27,13 @@ FILES = {
 LAYERS = """
     cli _demo tl pl pp get
     runner _saved _reader inspection _annotation
-    foundation.bundle foundation.comparison foundation.metrics foundation.calibration foundation.training
+    foundation.bundle foundation.export foundation.comparison foundation.metrics foundation.calibration
+    foundation.training foundation._fit foundation._training_state foundation._preflight
     foundation.inference foundation.known_cells foundation.splits foundation.strategies
     foundation.weights foundation.model foundation.batching foundation.tokens foundation._binning
     foundation.expression foundation.matrices foundation.vocabulary foundation.gene_match foundation.gene_names
-    foundation.checkpoints foundation._download foundation._lock foundation._memory foundation._device
+    foundation.checkpoints foundation._download foundation._lock foundation._memory
+    foundation._device foundation._processes foundation._random
     _optional _keys _settings
 """.split()
 # These two only gather names, and load what they gather when it is asked for.

@@ -20,11 +20,12 @@ from ._settings import logger
 from .foundation._device import resolve_device
 from .foundation.checkpoints import Checkpoint, ensure_checkpoint
 from .foundation.comparison import Comparison, compare
+from .foundation.export import export_checkpoint
 from .foundation.expression import Expression
 from .foundation.inference import normalise
 from .foundation.known_cells import KnownCells
 from .foundation.splits import make_split, usable_classes
-from .foundation.strategies import CellData, Strategy, build_strategies
+from .foundation.strategies import CellData, LoRAConfig, Strategy, available_strategies, build_strategies
 from .foundation.tokens import TokenizerConfig, Tokens
 from .inspection import (
     Labels,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 DEFAULT_STRATEGIES = ("frozen_probe", "head")
 DEFAULT_BASELINES = ("pca_logreg",)
+ALL_STRATEGIES = tuple(name for name in available_strategies("strategy") if name != "any_peft")  # which needs a config
 
 
 @dataclass(frozen=True)
@@ -87,11 +89,14 @@ class AnnotationRunner:
     checkpoint
         Registered name or folder in the official layout.
     strategies
-        Names, see :func:`scdlkit.foundation.available_strategies`.
+        Names, see :func:`scdlkit.foundation.available_strategies`, or ``"all"``.
     baselines
         What the foundation model has to beat; stands in the same table.
     strategy_configs
-        Name → config of that strategy, where the defaults do not fit.
+        Name → config of that strategy, where the defaults do not fit; under a name of your own also a second config of
+        a strategy, or any ``peft.PeftConfig``.
+    lora_config
+        Short for ``strategy_configs={"lora": ...}``.
     layer, use_raw
         Which matrix; chosen and reported by default.
     group_key
@@ -145,9 +150,10 @@ class AnnotationRunner:
         label_key: str | None = None,
         *,
         checkpoint: str | os.PathLike[str] = "whole-human",
-        strategies: Sequence[str] = DEFAULT_STRATEGIES,
+        strategies: Sequence[str] | Literal["all"] = DEFAULT_STRATEGIES,
         baselines: Sequence[str] = DEFAULT_BASELINES,
         strategy_configs: Mapping[str, Any] | None = None,
+        lora_config: LoRAConfig | None = None,
         layer: str | None = None,
         use_raw: bool | None = None,
         group_key: str | None = None,
@@ -167,6 +173,12 @@ class AnnotationRunner:
             label_key, group_key, layer, use_raw, val_size, test_size, small_classes, max_length, ties, duplicates,
             n_draws, random_state,
         )  # fmt: skip
+        if strategies == "all":
+            strategies = ALL_STRATEGIES
+        if lora_config is not None:
+            if strategy_configs is not None:
+                raise ValueError("lora_config is short for strategy_configs={'lora': ...}; give one of the two.")
+            strategy_configs = {"lora": lora_config}
         for name, value in (("strategies", strategies), ("baselines", baselines)):
             if isinstance(value, str):
                 raise TypeError(f"{name} must be a sequence of names, found the string {value!r}; write ({value!r},).")
@@ -350,20 +362,36 @@ class AnnotationRunner:
             per_class=self.per_class_,
         )
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
+    def save(self, path: str | os.PathLike[str], *, standalone: bool = False, strategy: str | None = None) -> Path:
         """Write the fitted model as a folder: ``manifest.json`` and ``model_state.pt``.
 
         Holds what was learnt, not the checkpoint, and nothing executable. The folder appears complete or not at all;
         an earlier model in it is replaced.
+
+        Parameters
+        ----------
+        path
+            The folder.
+        standalone
+            Write instead a checkpoint in the official layout that needs nothing else: the encoder with the adaptation
+            merged in, and the annotation head as upstream names it, see :func:`scdlkit.foundation.export_checkpoint`.
+        strategy
+            The strategy of a standalone checkpoint; the best one by default. A model folder holds all of them.
 
         Raises
         ------
         RuntimeError
             Before ``fit_compare`` or ``load``.
         ValueError
-            If the folder holds anything but an earlier model.
+            If the folder holds anything but an earlier model, or the strategy cannot stand alone.
         """
         self._check_fitted("save")
+        if standalone:
+            return export_checkpoint(
+                self._find_fitted(strategy), self._reader.checkpoint, path, classes=list(self.classes_)
+            )
+        if strategy is not None:
+            raise ValueError("strategy= is for standalone=True; a model folder holds all fitted strategies.")
         return write_runner(self, path)
 
     @classmethod
@@ -480,14 +508,11 @@ class AnnotationRunner:
 
     def _predict(self, adata: AnnData, strategy: str | None) -> tuple[dict[str, np.ndarray], np.ndarray]:
         self._check_fitted("predict")
-        name = strategy or self.best_strategy_
-        if name not in self._fitted:
-            raise ValueError(f"strategy={strategy!r} is not fitted; fitted are {', '.join(self._fitted)}.")
+        fitted = self._find_fitted(strategy)
         expression, draws = self._reader.read(adata)
         occupied = np.flatnonzero(draws[0].lengths > 0)
         if empty := expression.n_cells - len(occupied):
             logger.warning("%d cells have no gene that the checkpoint knows: %r.", empty, UNASSIGNED)
-        fitted = self._fitted[name]
         cells = self._cells(expression, draws, occupied, [fitted], embed=fitted.frozen)
         probabilities = np.full((expression.n_cells, len(self.classes_)), np.nan, dtype=np.float32)
         latent = np.zeros((expression.n_cells, self._reader.embsize), dtype=np.float32)
@@ -519,6 +544,12 @@ class AnnotationRunner:
             "values": self.report_.values,
             "version": version("scdlkit"),
         }
+
+    def _find_fitted(self, name: str | None) -> Strategy:
+        name = name or self.best_strategy_
+        if name not in self._fitted:
+            raise ValueError(f"strategy={name!r} is not fitted; fitted are {', '.join(self._fitted)}.")
+        return self._fitted[name]
 
     def _check_fitted(self, action: str) -> None:
         if not self._fitted:

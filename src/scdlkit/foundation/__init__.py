@@ -6,15 +6,22 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
+    "AdapterConfig": "strategies",
     "AnnotationHead": "model",
+    "AnyPeftConfig": "strategies",
+    "BitFitConfig": "strategies",
     "CellData": "strategies",
     "Checkpoint": "checkpoints",
     "CheckpointInfo": "checkpoints",
     "Expression": "expression",
     "FrozenProbeConfig": "strategies",
+    "FullFinetuneConfig": "strategies",
     "GeneMatch": "vocabulary",
     "HeadConfig": "strategies",
+    "IA3Config": "strategies",
+    "LoRAConfig": "strategies",
     "PCALogRegConfig": "strategies",
+    "PrefixTuningConfig": "strategies",
     "ScGPTConfig": "model",
     "ScGPTEncoder": "model",
     "Split": "splits",
@@ -29,6 +36,7 @@ _HOME = {
     "choose_expression": "expression",
     "embed_tokens": "inference",
     "ensure_checkpoint": "checkpoints",
+    "export_checkpoint": "export",
     "get_strategy": "strategies",
     "list_checkpoints": "checkpoints",
     "load_encoder": "weights",
@@ -36,7 +44,7 @@ _HOME = {
     "save_checkpoint": "weights",
     "tokenize": "tokens",
 }
-_NEEDS_TORCH = {"inference", "model", "weights"}
+_NEEDS_TORCH = {"export", "inference", "model", "strategies", "weights"}
 __all__ = sorted(_HOME)
 
 

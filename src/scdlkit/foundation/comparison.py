@@ -216,7 +216,7 @@ def compare(
                 importlib.import_module(library)
             if isinstance(strategy, GradientStrategy):
                 trainer.warm_up()
-            readable = cells.only(strategy.needs)
+            readable = cells.only(strategy.needs | strategy.needs_to_fit)
             parts = {part: readable.subset(getattr(split, part)) for part in ("train", *PARTS)}
             started = time.perf_counter()
             with PeakMemory(device) as memory:

@@ -14,6 +14,7 @@ from scdlkit.inspection import DEFAULT_LABEL_KEY
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from scdlkit.foundation.strategies import LoRAConfig
     from scdlkit.runner import AnnotationRunner
 
 
@@ -22,9 +23,10 @@ def adapt_annotation(
     label_key: str | None = None,
     *,
     checkpoint: str | os.PathLike[str] = "whole-human",
-    strategies: Sequence[str] = ("frozen_probe", "head"),
+    strategies: Sequence[str] | Literal["all"] = ("frozen_probe", "head"),
     baselines: Sequence[str] = ("pca_logreg",),
     strategy_configs: Mapping[str, Any] | None = None,
+    lora_config: LoRAConfig | None = None,
     layer: str | None = None,
     use_raw: bool | None = None,
     group_key: str | None = None,
@@ -58,10 +60,14 @@ def adapt_annotation(
     checkpoint
         Registered name (see :func:`scdlkit.foundation.list_checkpoints`) or folder in the official layout.
     strategies, baselines
-        What to compare. ``frozen_probe``: logistic regression on the frozen embedding; ``head``: scGPT's annotation
-        head on it; ``pca_logreg``: no foundation model at all.
+        What to compare, ``"all"`` for every strategy. On the frozen embedding, computed once: ``frozen_probe``, logistic
+        regression, and ``head``, scGPT's annotation head. Inside the encoder: ``lora``, ``ia3``, ``adapter``,
+        ``prefix_tuning``, ``bitfit`` and ``full_finetune``. No foundation model at all: the baseline ``pca_logreg``.
     strategy_configs
-        Name → config of that strategy.
+        Name → config of that strategy; under a name of your own also a second config of a strategy, or any
+        ``peft.PeftConfig``.
+    lora_config
+        Short for ``strategy_configs={"lora": ...}``.
     layer, use_raw
         Which matrix; chosen and reported by default.
     group_key
@@ -118,6 +124,7 @@ def adapt_annotation(
         strategies=strategies,
         baselines=baselines,
         strategy_configs=strategy_configs,
+        lora_config=lora_config,
         layer=layer,
         use_raw=use_raw,
         group_key=group_key,
