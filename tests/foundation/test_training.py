@@ -22,7 +22,7 @@ TRAIN, VAL = cells(90, 0), cells(60, 1)
 
 
 def fitted(**settings: Any) -> Head:
-    head = Head(HeadConfig(training=TrainingConfig(**settings)))
+    head = Head(HeadConfig(training=TrainingConfig(**{"schedule": "constant", "warmup": 0.0, **settings})))
     head.fit(TRAIN, VAL, n_classes=3, seed=0, trainer=Trainer(progress=False))
     return head
 
@@ -101,7 +101,9 @@ def test_class_weights_help_the_rare_class() -> None:
     data = CellData(embedding=(codes[:, None] * 1.0 + rng.normal(size=(400, 4))).astype(np.float32), codes=codes)
     recall = []
     for how in (None, "balanced"):
-        head = Head(HeadConfig(training=TrainingConfig(class_weight=how, max_epochs=5)))
+        head = Head(
+            HeadConfig(training=TrainingConfig(class_weight=how, max_epochs=5, schedule="constant", warmup=0.0))
+        )
         head.fit(data, data, n_classes=2, trainer=Trainer(progress=False))
         recall.append(head.predict_proba(data)[codes == 1].argmax(1).mean())
     assert recall[1] > recall[0]

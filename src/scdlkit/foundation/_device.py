@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from scdlkit._settings import settings
@@ -18,6 +20,8 @@ def resolve_device(device: str | torch.device | None = None) -> torch.device:
     name = str(settings.device if device is None else device)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"  # one of several processes of torchrun: each has its own
     try:
         found = torch.device(name)
     except RuntimeError as error:
@@ -27,3 +31,22 @@ def resolve_device(device: str | torch.device | None = None) -> torch.device:
     if found.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError("device='mps', but PyTorch sees no Apple GPU; use 'auto'.")
     return found
+
+
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """Type of the mixed-precision forward pass, None for plain float32.
+
+    ``"auto"`` is bf16 on CUDA devices that compute in it, fp16 on older ones, float32 elsewhere.
+
+    Raises
+    ------
+    ValueError
+        If the device does not have the precision.
+    """
+    cuda = device.type == "cuda"
+    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False) if cuda else device.type == "cpu"
+    if precision == "auto":
+        precision = "fp32" if not cuda else "bf16" if has_bf16 else "fp16"
+    if (precision == "bf16" and not has_bf16) or (precision == "fp16" and not cuda):
+        raise ValueError(f"precision={precision!r} is not there on device {str(device)!r}; use 'auto' or 'fp32'.")
+    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]

@@ -13,6 +13,14 @@ def seeded(*seeds: int, device: torch.device | None = None) -> Iterator[None]:
     """Seed PyTorch's generators inside the block alone; the state outside is as it was before."""
     devices = [device] if device is not None and device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        # one number from several, spread over 63 bits
-        torch.random.manual_seed(hash(seeds) & (2**63 - 1))
+        torch.random.manual_seed(_one(seeds))
         yield
+
+
+def generator(*seeds: int) -> torch.Generator:
+    """A generator of its own for several seeds, on the CPU."""
+    return torch.Generator().manual_seed(_one(seeds))
+
+
+def _one(seeds: tuple[int, ...]) -> int:
+    return hash(seeds) & (2**63 - 1)  # one number from several, spread over 63 bits

@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 from scdlkit._settings import settings
 
 from ._device import resolve_device
+from ._processes import processes, put_together
 from .batching import MAX_BATCH_TOKENS, collate, length_batches
 from .model import ScGPTEncoder
 from .tokens import Tokens
@@ -26,6 +27,9 @@ def embed_tokens(
     progress: bool | None = None,
 ) -> np.ndarray:
     """Cell embeddings of a frozen encoder.
+
+    Where several processes were launched together, all must call this with the same cells: each computes a share, and
+    all get the whole.
 
     Parameters
     ----------
@@ -61,19 +65,21 @@ def embed_tokens(
     budget = max_batch_tokens or MAX_BATCH_TOKENS[device.type]
     embedding = np.zeros((tokens.n_cells, encoder.config.embsize), dtype=np.float32)
     occupied = np.flatnonzero(tokens.lengths)
-    show = settings.progress if progress is None else progress
+    rank, count = processes(device)
+    show = (settings.progress if progress is None else progress) and rank == 0
     with (
         torch.inference_mode(),
         tqdm(total=len(occupied), desc="Embedding", unit="cell", disable=not show, leave=False) as bar,
     ):
         tables = encoder.input_tables()
-        for rows in length_batches(tokens.lengths[occupied], max_tokens=budget, max_cells=batch_size):
+        batches = length_batches(tokens.lengths[occupied], max_tokens=budget, max_cells=batch_size)
+        for rows in batches[rank::count]:
             cells = occupied[rows]
             batch = collate(tokens, cells, cls_id=cls_id, pad_id=pad_id, pad_value=encoder.config.pad_value).to(device)
             output = encoder.cls(batch.gene_ids, batch.values, batch.padding_mask, tables=tables)
             embedding[cells] = output.float().cpu().numpy()
-            bar.update(len(cells))
-    return embedding
+            bar.update(len(cells) * count)
+    return put_together(embedding, device)
 
 
 def normalise(embedding: np.ndarray) -> np.ndarray:

@@ -16,12 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 MAX_VALUE = 512.0  # upstream clamps larger values
 
@@ -166,6 +168,7 @@ class ScGPTEncoder(nn.Module):
     """
 
     row_of: Tensor
+    gradient_checkpointing = False  # while training, compute the blocks again on the way back
 
     def __init__(self, config: ScGPTConfig, token_ids: np.ndarray | None = None) -> None:
         super().__init__()
@@ -221,8 +224,10 @@ class ScGPTEncoder(nn.Module):
         """Run the blocks on embedded inputs; with ``cls_only`` the last one answers for position 0 alone."""
         keep = None if padding_mask is None else ~padding_mask[:, None, None, :]
         last = len(self.blocks) - 1
+        again = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         for index, block in enumerate(self.blocks):
-            x = block(x, keep, cls_only=cls_only and index == last)
+            run = partial(block, cls_only=cls_only and index == last)
+            x = checkpoint(run, x, keep, use_reentrant=False) if again else run(x, keep)
         return x
 
     def input_tables(self) -> InputTables:

@@ -228,7 +228,7 @@ def test_learns_on_a_pretrained_encoder(case):
     """Three blood cell types from 40 cells of each, on the embedded checkpoint: nearly all held-out cells are right."""
     mini = data_of("mini", 40)
     defaults = get_strategy(case)().config.training
-    strategy = make(case, mini, training=replace(defaults, max_epochs=4))
+    strategy = make(case, mini, training=replace(defaults, max_epochs=8 if case == "full_finetune" else 4))
     strategy.fit(mini.train, mini.val, n_classes=3, seed=0, device="cpu", trainer=Trainer(progress=False))
     assert (strategy.predict_proba(mini.val).argmax(1) == mini.val.codes).mean() > 0.9
     assert strategy.history[-1]["train_loss"] < strategy.history[0]["train_loss"]

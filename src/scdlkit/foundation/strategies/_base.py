@@ -25,7 +25,10 @@ class Trainer(Protocol):
     def train(
         self, strategy: GradientStrategy, train: CellData, val: CellData, *, n_classes: int, seed: int, device: str
     ) -> list[dict[str, float]]:
-        """Train ``strategy.module`` in place, leave its best epoch in it, return one row an epoch."""
+        """Train ``strategy.module`` in place, leave its best epoch in it, return one row an epoch.
+
+        ``strategy.history`` grows with every finished epoch.
+        """
 
 
 class EncoderSource(Protocol):
@@ -199,6 +202,14 @@ class GradientStrategy(Strategy):
         order = torch.randperm(cells.n_cells, generator=generator).numpy()
         return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
+    def token_lengths(self, cells: CellData) -> np.ndarray | None:
+        """Tokens of each cell that a forward pass goes through; None where its cost does not depend on them."""
+        return None
+
+    def bytes_per_token(self) -> float:
+        """About the memory that a training step needs for each padded token."""
+        return 0.0
+
     def learning_rate_scale(self, name: str) -> float:
         """Factor on the learning rate of the parameter ``name`` of ``module``."""
         return 1.0
@@ -218,7 +229,11 @@ class GradientStrategy(Strategy):
         device: str = "cpu",
         trainer: Trainer | None = None,
     ) -> None:
-        """Build, then train; see :meth:`Strategy.fit`."""
+        """Build, then train; see :meth:`Strategy.fit`.
+
+        A KeyboardInterrupt goes on to the caller; after it the strategy can be used as far as it got (its best epoch
+        up to then, ``history`` says which) if one epoch was finished, and counts as not fitted otherwise.
+        """
         if trainer is None:
             raise ValueError(
                 f"Strategy {self.name!r} is trained by gradient descent: pass trainer=foundation.training.Trainer()."
@@ -229,7 +244,12 @@ class GradientStrategy(Strategy):
         self.build(train, n_classes=n_classes, seed=seed)
         parameters = self.trained_module().parameters()
         self.n_trainable = sum(value.numel() for value in parameters if value.requires_grad)
-        self.history = trainer.train(self, train, val, n_classes=n_classes, seed=seed, device=device)
+        self.n_classes, self.history = 0, []
+        try:
+            self.history = trainer.train(self, train, val, n_classes=n_classes, seed=seed, device=device)
+        except KeyboardInterrupt:
+            self.n_classes = n_classes if self.history else 0
+            raise
         self.n_classes = n_classes
 
     def predict_proba(self, cells: CellData) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, ClassVar, Literal, Self, get_type_hints
 
 
@@ -32,10 +32,13 @@ class Config:
         if unknown := sorted(set(values) - set(known)):
             raise ValueError(f"{cls.__name__} has no setting {', '.join(unknown)}; it has {', '.join(known)}.")
         given = dict(values)
+        defaults = {field.name: field.default_factory for field in fields(cls) if field.default_factory is not MISSING}
         for name, value in given.items():
             kind = types[name]
             if isinstance(value, Mapping) and isinstance(kind, type) and issubclass(kind, Config):
-                given[name] = kind.from_dict(value)
+                # what is not given is this strategy's default, not that of the inner config
+                start = defaults[name]().to_dict() if name in defaults else {}
+                given[name] = kind.from_dict({**start, **value})
         return cls(**given)
 
 
@@ -75,11 +78,19 @@ class TrainingConfig(Config):
     Parameters
     ----------
     learning_rate
-        Step size of AdamW.
+        Step size of AdamW at its highest.
+    schedule
+        Learning rate after the warm-up: ``"cosine"``, down to 0 at ``max_epochs`` (Loshchilov & Hutter 2017,
+        https://arxiv.org/abs/1608.03983), or ``"constant"``.
+    warmup
+        Share of all steps over which the learning rate rises linearly to its highest.
     weight_decay
-        Decoupled weight decay; not applied to biases and layer norms.
+        Decoupled weight decay; not applied to biases, layer norms and embeddings.
     batch_size
-        Cells of a step.
+        Cells of a step, over all processes.
+    accumulation
+        Pieces, at least, in which a step is computed; the gradients are summed, so memory falls and the result stays
+        (but for dropout). A step that is too large for the device is cut further.
     max_epochs
         Passes over the training cells, at most.
     patience
@@ -88,8 +99,16 @@ class TrainingConfig(Config):
         Weights of the classes in the training loss: None; ``"balanced"``, one over the number of cells; or
         ``"effective"``, one over the effective number of cells (Cui et al. 2019, beta 0.999), which is milder for
         large classes. Weights average 1 over the training cells.
+    label_smoothing
+        Share of the target that is spread over all classes (Szegedy et al. 2016, https://arxiv.org/abs/1512.00567).
     gradient_clip
         Largest norm of a gradient, None for no limit.
+    precision
+        ``"fp32"``; ``"bf16"`` or ``"fp16"``: mixed precision, weights stay float32; ``"auto"``: the fastest that the
+        device has. Predictions after training are in float32.
+    gradient_checkpointing
+        Compute the blocks of the encoder again on the way back instead of keeping what they hold: the same result, far
+        less memory, about a third more time.
 
     Raises
     ------
@@ -98,18 +117,39 @@ class TrainingConfig(Config):
     """
 
     learning_rate: float = 1e-3
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup: float = 0.1
     weight_decay: float = 0.01
     batch_size: int = 64
-    max_epochs: int = 100
+    accumulation: int = 1
+    max_epochs: int = 30
     patience: int = 10
     class_weight: Literal["balanced", "effective"] | None = None
+    label_smoothing: float = 0.0
     gradient_clip: float | None = 1.0
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
+    gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         check_number("learning_rate", self.learning_rate, low=0, open_low=True)
+        check_choice("schedule", self.schedule, ("cosine", "constant"))
+        check_number("warmup", self.warmup, low=0, high=0.9)
         check_number("weight_decay", self.weight_decay, low=0)
         check_number("batch_size", self.batch_size, low=1, integer=True)
+        check_number("accumulation", self.accumulation, low=1, integer=True)
         check_number("max_epochs", self.max_epochs, low=1, integer=True)
         check_number("patience", self.patience, low=1, integer=True)
         check_choice("class_weight", self.class_weight, (None, "balanced", "effective"))
+        check_number("label_smoothing", self.label_smoothing, low=0, high=0.9)
         check_number("gradient_clip", self.gradient_clip, low=0, open_low=True, optional=True)
+        check_choice("precision", self.precision, ("fp32", "bf16", "fp16", "auto"))
+        check_choice("gradient_checkpointing", self.gradient_checkpointing, (True, False))
+
+    def learning_rate_at(self, step: int, n_steps: int) -> float:
+        """Learning rate of a step (from 0) of ``n_steps``, as a share of the highest."""
+        warming = round(self.warmup * n_steps)
+        if step < warming:
+            return (step + 1) / warming
+        if self.schedule == "constant":
+            return 1.0
+        return 0.5 * (1 + math.cos(math.pi * (step - warming) / max(1, n_steps - warming)))

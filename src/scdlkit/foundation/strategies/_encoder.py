@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from scdlkit.foundation._processes import processes, put_together
 from scdlkit.foundation._random import seeded
 from scdlkit.foundation.batching import MAX_BATCH_TOKENS, Batch, collate, length_batches
 from scdlkit.foundation.model import AnnotationHead, ScGPTEncoder
@@ -102,6 +103,16 @@ class EncoderStrategy(GradientStrategy):
             found += [stretch[i : i + batch_size] for i in range(0, len(stretch), batch_size)]
         return [found[i] for i in torch.randperm(len(found), generator=generator).tolist()]
 
+    def token_lengths(self, cells: CellData) -> np.ndarray:
+        """Tokens of each cell, ``<cls>`` included."""
+        return _tokens(cells).lengths + 1
+
+    def bytes_per_token(self) -> float:
+        """About what the blocks keep for the way back, per token, in float32."""
+        config = self.encoder.config
+        kept = 10 * config.embsize + 3 * config.d_hid
+        return 4.0 * kept * (2 if self.training.gradient_checkpointing else config.nlayers)
+
     def probabilities(self, cells: CellData, n_classes: int) -> np.ndarray:
         """Class probabilities of the module as it is, in eval mode and without gradients."""
         return self._run(cells, lambda part: self.logits(part).float().softmax(-1), n_classes)
@@ -150,15 +161,21 @@ class EncoderStrategy(GradientStrategy):
         return batch.to(next(self.trained_module().parameters()).device)
 
     def _run(self, cells: CellData, function: Callable[[CellData], Tensor], width: int) -> np.ndarray:
-        """``function`` over batches under a token budget, float32 ``[n, width]`` in the order of the cells."""
+        """``function`` over batches under a token budget, float32 ``[n, width]`` in the order of the cells.
+
+        Where several processes were launched together, all must call this: each takes a share, all get the whole.
+        """
         self.trained_module().eval()
-        result = np.empty((cells.n_cells, width), dtype=np.float32)
-        budget = MAX_BATCH_TOKENS[next(self.trained_module().parameters()).device.type]
+        result = np.zeros((cells.n_cells, width), dtype=np.float32)
+        device = next(self.trained_module().parameters()).device
         cells = cells.only({"tokens"})
+        rank, count = processes(device)
+        self._cover(_tokens(cells).gene_ids)
         with torch.inference_mode():
-            for rows in length_batches(_tokens(cells).lengths, max_tokens=budget):
+            batches = length_batches(_tokens(cells).lengths, max_tokens=MAX_BATCH_TOKENS[device.type])
+            for rows in batches[rank::count]:
                 result[rows] = function(cells.subset(rows)).cpu().numpy()
-        return result
+        return put_together(result, device)
 
     def _assemble(self, token_ids: np.ndarray, embsize: int, n_classes: int, seed: int) -> None:
         encoder = self._require_source().encoder(token_ids)
@@ -172,6 +189,7 @@ class EncoderStrategy(GradientStrategy):
             self.adapt(encoder)
         with seeded(seed, 2):
             head = AnnotationHead(embsize, n_classes, self.config.head_layers)
+        encoder.gradient_checkpointing = self.training.gradient_checkpointing
         self.module = AdaptedEncoder(encoder, head, torch.zeros(embsize), torch.ones(embsize))
         trained = {name for name, value in encoder.named_parameters() if value.requires_grad}
         self._frozen = {

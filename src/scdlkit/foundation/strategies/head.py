@@ -31,7 +31,8 @@ class HeadConfig(Config):
         Centre and scale the dimensions of the embedding as they are in the training cells. Embeddings of all cells of
         a data set are much alike, and without it the head may learn nothing; False is what scGPT does.
     training
-        How it is trained, see :class:`TrainingConfig`; with learning rate 0.003 by default.
+        How it is trained, see :class:`TrainingConfig`; for up to 100 epochs at a constant learning rate of 0.003 by
+        default.
 
     Raises
     ------
@@ -43,7 +44,9 @@ class HeadConfig(Config):
 
     n_layers: int = 3
     standardise: bool = True
-    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(learning_rate=3e-3))
+    training: TrainingConfig = field(
+        default_factory=lambda: TrainingConfig(learning_rate=3e-3, schedule="constant", warmup=0.0, max_epochs=100)
+    )
 
     def __post_init__(self) -> None:
         check_number("n_layers", self.n_layers, low=1, integer=True)

@@ -1,0 +1,211 @@
+"""The mechanics of one training: a step on any number of cells, devices and processes, and the best weights so far."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import nullcontext
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from scdlkit._settings import logger
+
+from ._device import autocast_dtype
+from ._preflight import pieces, preflight, token_budget
+from ._processes import join
+from ._random import generator, seeded
+from ._training_state import Progress, Saved
+from .strategies import CellData, GradientStrategy, TrainingConfig
+
+
+class Fit:
+    """Module, optimizer, and how far they have come.
+
+    Parameters
+    ----------
+    strategy
+        Built; its module goes to ``device``, and is wrapped while it trains.
+    train
+        Training cells, with codes.
+    class_weights
+        float32 ``[classes]``, weight of each class in the loss.
+    seed, device
+        Of order and dropout, and where to train.
+    """
+
+    def __init__(
+        self, strategy: GradientStrategy, train: CellData, *, class_weights: np.ndarray, seed: int, device: torch.device
+    ) -> None:
+        self.strategy, self.train, self.seed, self.device = strategy, train, seed, device
+        self.config = config = strategy.training
+        self.accelerator = join(device)
+        self.rank, self.n_processes = self.accelerator.process_index, self.accelerator.num_processes
+        self.is_main = self.rank == 0
+        self.module = strategy.trained_module().to(device)
+        self.optimizer = torch.optim.AdamW(_parameter_groups(strategy, config))
+        self.wrapped = self.accelerator.prepare_model(self.module, device_placement=False)
+        self._dtype = autocast_dtype(config.precision, device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self._dtype is torch.float16)
+        self.codes = np.asarray(train.codes, dtype=np.int64)
+        self.weights = torch.from_numpy(class_weights).to(device)
+        self.lengths = strategy.token_lengths(train)
+        self.max_tokens = token_budget(device, strategy.bytes_per_token())
+        self.steps_per_epoch = len(self.batches(1))
+        self.progress = Progress(accumulation=config.accumulation)
+        self.best_weights: dict[str, Tensor] = {}
+
+    def autocast(self) -> torch.autocast:
+        """Mixed precision of the forward pass, as the config asks for."""
+        return torch.autocast(self.device.type, dtype=self._dtype, enabled=self._dtype is not None)
+
+    def batches(self, epoch: int) -> list[np.ndarray]:
+        """Positions of the cells of each step of an epoch."""
+        return self.strategy.batches(self.train, self.config.batch_size, generator(self.seed, epoch))
+
+    def run_epoch(self, bar: tqdm) -> float:
+        """Train on every cell once; returns the mean loss."""
+        progress = self.progress
+        progress.epoch += 1
+        n_steps = self.config.max_epochs * self.steps_per_epoch
+        total = 0.0
+        self.strategy.module = self.wrapped
+        self.wrapped.train()
+        with seeded(self.seed, progress.epoch, self.rank, device=self.device):  # dropout
+            for step, rows in enumerate(self.batches(progress.epoch), start=1):
+                value = self.gradients(rows)
+                if not math.isfinite(value):
+                    raise FloatingPointError(
+                        f"The loss of {self.strategy.name!r} is {value} at epoch {progress.epoch}, step {step} (batch of "
+                        f"{len(rows)} training cells, positions {', '.join(map(str, rows[:5]))}, …); lower learning_rate "
+                        f"({self.config.learning_rate:g}) and check the input for extreme values."
+                    )
+                rate = self.config.learning_rate_at(progress.step, n_steps)
+                for group in self.optimizer.param_groups:
+                    group["lr"] = group["highest"] * rate
+                self.scaler.unscale_(self.optimizer)
+                if self.config.gradient_clip is not None:
+                    torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.config.gradient_clip)
+                self.scaler.step(self.optimizer)
+                self.scaler.update()
+                progress.step += 1
+                total += value * len(rows)
+                bar.update()
+        self.strategy.module = self.module
+        return total / len(self.codes)
+
+    def gradients(self, rows: np.ndarray) -> float:
+        """Leave the gradients of a step's mean loss in the parameters; cut it finer where the device is too small."""
+        # with fewer cells than processes, some take part with a cell that counts nothing
+        own = rows[self.rank :: self.n_processes]
+        share = self.n_processes / len(rows) if len(own) else 0.0
+        own = own if len(own) else rows[:1]
+        while True:
+            self.optimizer.zero_grad(set_to_none=True)
+            parts = pieces(own, self.lengths, at_least=self.progress.accumulation, max_tokens=self.max_tokens)
+            try:
+                return self._gradients(parts, share)
+            except torch.cuda.OutOfMemoryError as error:
+                if self.n_processes > 1 or len(parts) == len(own):  # the others wait for this one, or nothing to cut
+                    error.add_note("Lower batch_size, raise accumulation, or set gradient_checkpointing=True.")
+                    raise
+            # out of the handler, whose traceback holds on to the tensors
+            self.progress.accumulation = 2 * len(parts)
+            torch.cuda.empty_cache()
+            logger.warning(
+                "%s: the GPU has not enough memory for %d cells at once; goes on with %d at once and %d pieces a step.",
+                self.strategy.name, len(parts[0]), -(-len(own) // self.progress.accumulation), self.progress.accumulation,
+            )  # fmt: skip
+
+    def _gradients(self, parts: list[np.ndarray], share: float) -> float:
+        total = torch.zeros((), device=self.device)
+        for part in parts:
+            # processes exchange gradients once a step, with the last piece
+            last = part is parts[-1]
+            with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+                with self.autocast():
+                    logits = self.strategy.logits(self.train.subset(part))
+                labels = torch.from_numpy(self.codes[part]).to(self.device)
+                losses = torch.nn.functional.cross_entropy(
+                    logits.float(), labels, reduction="none", label_smoothing=self.config.label_smoothing
+                )
+                loss = (losses * self.weights[labels]).sum() * share
+                self.accelerator.backward(self.scaler.scale(loss))
+            total += loss.detach()
+        return float(self.accelerator.reduce(total, "mean"))
+
+    def preflight(self) -> None:
+        """Log what the run will take, from the most costly step of an epoch."""
+        if self.lengths is None:
+            return
+        self.wrapped.train()
+        self.strategy.module = self.wrapped
+        with seeded(self.seed, device=self.device):
+            preflight(
+                self.strategy.name,
+                self.gradients,
+                self.batches(1),
+                self.lengths,
+                n_trainable=sum(value.numel() for _, value in _trained(self.module)),
+                max_epochs=self.config.max_epochs,
+                device=self.device,
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        self.strategy.module = self.module
+
+    def judge(self, row: dict[str, float]) -> None:
+        """Take an epoch into the history, keep its weights if it is the best, and say whether it was the last."""
+        progress = self.progress
+        quality = (row["val_macro_f1"], -row["val_loss"])
+        if progress.best is None or quality > progress.best:
+            self.best_weights = {name: value.detach().clone() for name, value in _trained(self.module)}
+            progress.best, progress.waited = quality, 0
+        else:
+            progress.waited += 1
+        progress.history.append(row)
+        progress.finished = progress.waited >= self.config.patience or progress.epoch >= self.config.max_epochs
+
+    def leave_best(self) -> None:
+        """Give the strategy its module back, in eval mode and with the weights of the best epoch."""
+        self.strategy.module = self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
+        _set_weights(self.module, self.best_weights)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.module.eval()
+
+    def saved(self) -> Saved:
+        """All that :meth:`restore` needs, as of the end of an epoch."""
+        weights = {name: value.detach() for name, value in _trained(self.module)}
+        return Saved(self.progress, weights, self.best_weights, self.optimizer.state_dict(), self.scaler.state_dict())
+
+    def restore(self, saved: Saved) -> None:
+        """Go on from a saved epoch."""
+        self.progress = saved.progress
+        _set_weights(self.module, saved.weights)
+        self.best_weights = {name: value.to(self.device) for name, value in saved.best_weights.items()}
+        self.optimizer.load_state_dict(saved.optimizer)
+        self.scaler.load_state_dict(saved.scaler)
+
+
+def _trained(module: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
+    return [(name, value) for name, value in module.named_parameters() if value.requires_grad]
+
+
+def _set_weights(module: torch.nn.Module, weights: Mapping[str, Tensor]) -> None:
+    parameters = dict(module.named_parameters())
+    with torch.no_grad():
+        for name, value in weights.items():
+            parameters[name].copy_(value)
+
+
+def _parameter_groups(strategy: GradientStrategy, config: TrainingConfig) -> list[dict[str, object]]:
+    """Groups with equal learning rate and weight decay; embeddings, biases and norms do not decay."""
+    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    for name, value in _trained(strategy.trained_module()):
+        decay = config.weight_decay if value.ndim > 1 and "embedding" not in name else 0.0
+        groups.setdefault((config.learning_rate * strategy.learning_rate_scale(name), decay), []).append(value)
+    return [
+        {"params": values, "lr": rate, "highest": rate, "weight_decay": decay}
+        for (rate, decay), values in groups.items()
+    ]
