@@ -39,6 +39,8 @@ def test_table_holds_every_strategy_and_the_baseline(fitted):
     strategies = runner.results_[runner.results_["role"] == "strategy"]
     assert runner.best_strategy_ == strategies.iloc[0]["strategy"]
     assert "pca_logreg" in runner.recommendation_
+    seconds = runner.results_.set_index("strategy")["embed_seconds"]
+    assert seconds["pca_logreg"] == 0 < seconds["head"] == seconds["frozen_probe"]
     assert runner.report_.n_labelled == 216 and runner.report_.feasible
 
 

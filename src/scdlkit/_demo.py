@@ -80,7 +80,8 @@ def demo_cells() -> tuple[AnnData, AnnData]:
 
 def short_table(table) -> str:  # type: ignore[no-untyped-def]
     """The columns that matter first, rounded, as text."""
-    columns = ["strategy", "role", "val_macro_f1", "test_macro_f1", "test_accuracy", "n_trainable", "fit_seconds"]
+    columns = ["strategy", "role", "val_macro_f1", "test_macro_f1", "test_accuracy", "n_trainable"]
+    columns += ["embed_seconds", "fit_seconds"]
     return table[columns].round(3).to_string(index=False)
 
 

@@ -33,8 +33,8 @@ class ResultKeys:
     embedding: str = ""
 
     def __post_init__(self) -> None:
-        if not self.key:
-            raise ValueError("key_added must not be empty.")
+        if not self.key or "/" in self.key:
+            raise ValueError(f"key_added must be a name without '/', found {self.key!r}.")
         object.__setattr__(self, "label", self.label or f"{self.key}_label")
         object.__setattr__(self, "embedding", self.embedding or f"X_{self.key}_best")
 

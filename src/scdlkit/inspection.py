@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pandas as pd
 
 from ._keys import UNASSIGNED
+from ._labels import Labels, drop_small_classes, find_label_key, group_candidates, read_groups, read_labels
 from .foundation.checkpoints import ensure_checkpoint
 from .foundation.expression import Expression, check_overlap, choose_expression
 from .foundation.splits import split_feasibility
@@ -21,31 +21,6 @@ if TYPE_CHECKING:
     import os
 
     from anndata import AnnData
-
-DEFAULT_LABEL_KEY = "cell_type"
-_GROUP_WORDS = ("donor", "batch", "patient", "subject", "individual", "sample", "library", "study", "dataset", "assay")
-
-
-@dataclass(frozen=True)
-class Labels:
-    """Labels of cells as codes.
-
-    Parameters
-    ----------
-    codes
-        int64 ``[cells]``, position in ``classes``, -1 where a cell has no label.
-    classes
-        str ``[classes]``, names as the user wrote them: in category order, else sorted.
-    """
-
-    codes: np.ndarray
-    classes: np.ndarray
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Cells of each class."""
-        found = np.bincount(self.codes[self.codes >= 0], minlength=len(self.classes))
-        return dict(zip(self.classes.tolist(), found.tolist(), strict=True))
 
 
 @dataclass(frozen=True)
@@ -169,7 +144,9 @@ def inspect_annotation_data(
     group_key: str | None = None,
     val_size: float = 0.15,
     test_size: float = 0.15,
+    small_classes: Literal["error", "drop"] = "error",
     max_length: int | None = None,
+    duplicates: Literal["sum", "first"] = "sum",
     random_state: int = 42,
 ) -> ScGPTAnnotationDataReport:
     """Check whether cells can be annotated, and report what will be used and what may surprise.
@@ -190,8 +167,12 @@ def inspect_annotation_data(
         Column of ``.obs`` with donors, samples or studies that must not straddle the split.
     val_size, test_size
         Shares of the labelled cells.
+    small_classes
+        ``"drop"``: report the split without the classes that are too small for it, and name these.
     max_length
         Most tokens of a cell, ``<cls>`` included; the checkpoint's by default.
+    duplicates
+        What becomes of genes that share a token, see :class:`scdlkit.foundation.TokenizerConfig`.
     random_state
         Seed of the split that is tried; with groups, whether there is one may depend on it.
 
@@ -218,10 +199,14 @@ def inspect_annotation_data(
     groups = read_groups(adata, group_key)
     found = ensure_checkpoint(checkpoint)
     vocabulary = Vocabulary.from_json(found.vocab_path)
-    config = TokenizerConfig.from_args(found.args(), max_length=max_length)
+    config = TokenizerConfig.from_args(found.args(), max_length=max_length, duplicates=duplicates)
     expression = choose_expression(adata, vocabulary, layer=layer, use_raw=use_raw)
     check_overlap(expression.genes)
     tokens = tokenize_expression(expression, config)
+    split: dict[str, Any] = {"groups": groups, "val_size": val_size, "test_size": test_size, "seed": random_state}
+    dropped: list[str] = []
+    if labels is not None and small_classes == "drop":
+        labels, dropped = drop_small_classes(labels, **split)
     return build_report(
         adata,
         expression=expression,
@@ -230,11 +215,9 @@ def inspect_annotation_data(
         checkpoint=found.name,
         labels=labels,
         label_key="" if labels is None else find_label_key(adata, label_key),
-        groups=groups,
         group_key=group_key or "",
-        val_size=val_size,
-        test_size=test_size,
-        seed=random_state,
+        dropped=dropped,
+        **split,
     )
 
 
@@ -252,6 +235,7 @@ def build_report(
     val_size: float,
     test_size: float,
     seed: int,
+    dropped: Sequence[str] = (),
 ) -> ScGPTAnnotationDataReport:
     """The report on cells that are already read and tokenized."""
     genes = expression.genes
@@ -268,6 +252,8 @@ def build_report(
     above = float((expressed > config.max_length - 1).mean())
     n_empty = int((expressed == 0).sum())
     warnings = list(expression.warnings)
+    if dropped:
+        warnings.append(f"Dropped {len(dropped)} classes too small to split: {', '.join(dropped)}.")
     if genes.n_duplicates:
         warnings.append(
             f"{genes.n_duplicates:,} genes share a token with another gene; "
@@ -303,7 +289,7 @@ def build_report(
         class_counts=counts,
         smallest_class=min(counts, key=lambda name: counts[name]) if counts else "",
         split_problems=problems,
-        group_candidates=_group_candidates(adata, exclude=(label_key, group_key)),
+        group_candidates=group_candidates(adata, exclude=(label_key, group_key)),
         warnings=tuple(warnings),
     )
 
@@ -312,79 +298,3 @@ def tokenize_expression(expression: Expression, config: TokenizerConfig) -> Toke
     """Tokens of all cells of a matrix, read piece by piece."""
     pieces = (rows for _, rows in expression.chunks())
     return tokenize_chunks(pieces, expression.genes.token_ids, config, log_values=expression.log_values)
-
-
-def find_label_key(adata: AnnData, label_key: str | None) -> str:
-    """The label column, or a ValueError that lists the candidates."""
-    from anndata import AnnData
-
-    if not isinstance(adata, AnnData):
-        raise TypeError(f"adata must be an AnnData, found {type(adata).__name__}.")
-    if adata.n_obs == 0:
-        raise ValueError(f"adata has no cells (shape {adata.n_obs} × {adata.n_vars}).")
-    key = DEFAULT_LABEL_KEY if label_key is None else label_key
-    if key in adata.obs:
-        return key
-    candidates = [
-        name
-        for name, column in adata.obs.items()
-        if not pd.api.types.is_float_dtype(column) and 2 <= column.nunique() <= max(2, adata.n_obs // 2)
-    ]
-    named = ", ".join(repr(name) for name in candidates) or "none"
-    asked = f"label_key={label_key!r}" if label_key is not None else f"No label_key given and {key!r}"
-    raise ValueError(f"{asked} is not a column of adata.obs. Columns that could hold labels: {named}.")
-
-
-def read_labels(adata: AnnData, label_key: str) -> Labels:
-    """Labels of a column of ``.obs``; missing ones get the code -1, unused categories are left out.
-
-    Raises
-    ------
-    ValueError
-        If fewer than two labels are found.
-    """
-    column = adata.obs[label_key]
-    if not isinstance(column.dtype, pd.CategoricalDtype):
-        column = column.astype("category")
-    column = column.cat.remove_unused_categories()
-    classes = np.array([str(name) for name in column.cat.categories], dtype=object)
-    if len(np.unique(classes)) < len(classes):
-        raise ValueError(f"label_key={label_key!r} has different values with the same text; make them distinct.")
-    codes = column.cat.codes.to_numpy().astype(np.int64)
-    if len(classes) < 2:
-        found = f"one ({classes[0]!r})" if len(classes) else "none: all values are missing"
-        raise ValueError(f"label_key={label_key!r} must hold at least 2 different labels, found {found}.")
-    return Labels(codes, classes)
-
-
-def read_groups(adata: AnnData, group_key: str | None) -> np.ndarray | None:
-    """Group of each cell as text, or None without a ``group_key``.
-
-    Raises
-    ------
-    ValueError
-        If the column is missing, or some cells have no group.
-    """
-    if not group_key:
-        return None
-    if group_key not in adata.obs:
-        candidates = ", ".join(repr(name) for name in _group_candidates(adata)) or "none"
-        raise ValueError(
-            f"group_key={group_key!r} is not a column of adata.obs. Columns that look like groups: {candidates}."
-        )
-    column = adata.obs[group_key]
-    if missing := int(column.isna().sum()):
-        raise ValueError(f"group_key={group_key!r} is missing for {missing:,} cells; every cell needs a group.")
-    return column.astype(str).to_numpy()
-
-
-def _group_candidates(adata: AnnData, exclude: tuple[str, ...] = ()) -> dict[str, int]:
-    """Columns whose name speaks of donors or batches, with their number of values."""
-    return {
-        str(name): int(column.nunique())
-        for name, column in adata.obs.items()
-        if name not in exclude
-        and any(word in str(name).lower() for word in _GROUP_WORDS)
-        and not pd.api.types.is_float_dtype(column)
-        and 2 <= column.nunique() < adata.n_obs
-    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -14,6 +15,7 @@ import pandas as pd
 
 from ._annotation import check_target, write_annotation
 from ._keys import UNASSIGNED, ResultKeys
+from ._labels import drop_small_classes, find_label_key, read_groups, read_labels
 from ._reader import CellReader
 from ._saved import read_runner, write_runner
 from ._settings import logger
@@ -24,18 +26,10 @@ from .foundation.export import export_checkpoint
 from .foundation.expression import Expression
 from .foundation.inference import normalise
 from .foundation.known_cells import KnownCells
-from .foundation.splits import make_split, usable_classes
+from .foundation.splits import make_split
 from .foundation.strategies import CellData, LoRAConfig, Strategy, available_strategies, build_strategies
 from .foundation.tokens import TokenizerConfig, Tokens
-from .inspection import (
-    Labels,
-    ScGPTAnnotationDataReport,
-    build_report,
-    find_label_key,
-    inspect_annotation_data,
-    read_groups,
-    read_labels,
-)
+from .inspection import ScGPTAnnotationDataReport, build_report, inspect_annotation_data
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -125,7 +119,8 @@ class AnnotationRunner:
     report_
         What inspection found.
     results_
-        One row a strategy: metrics on validation and test cells, parameters, time, memory, rank.
+        One row a strategy: metrics on validation and test cells, parameters, time, memory, rank. ``fit_seconds`` is
+        the fit itself, ``embed_seconds`` the one embedding pass that strategies on the frozen embedding share.
     history_, per_class_
         Rows per epoch, and per class.
     classes_
@@ -197,7 +192,9 @@ class AnnotationRunner:
             group_key=config.group_key,
             val_size=config.val_size,
             test_size=config.test_size,
+            small_classes=config.small_classes,
             max_length=config.max_length,
+            duplicates=config.duplicates,
             random_state=config.random_state,
         )
 
@@ -228,7 +225,10 @@ class AnnotationRunner:
             raise ValueError(f"None of the {expression.n_cells} cells has a value of a gene that the checkpoint knows.")
         # a cell without known genes teaches nothing
         labels = replace(labels, codes=np.where(draws[0].lengths > 0, labels.codes, -1))
-        labels = self._drop_small_classes(labels, groups)
+        sizes: dict[str, Any] = {"groups": groups, "val_size": config.val_size, "test_size": config.test_size}
+        dropped: list[str] = []
+        if config.small_classes == "drop":
+            labels, dropped = drop_small_classes(labels, seed=config.random_state, **sizes)
         self.report_ = build_report(
             adata,
             expression=expression,
@@ -237,11 +237,10 @@ class AnnotationRunner:
             checkpoint=reader.checkpoint.name,
             labels=labels,
             label_key=label_key,
-            groups=groups,
             group_key=config.group_key or "",
-            val_size=config.val_size,
-            test_size=config.test_size,
+            dropped=dropped,
             seed=config.random_state,
+            **sizes,
         )
         for text in self.report_.warnings:
             if text not in expression.warnings:  # these were given when the matrix was chosen
@@ -250,10 +249,8 @@ class AnnotationRunner:
             labels.codes,
             expression.cell_names,
             classes=labels.classes,
-            groups=groups,
-            val_size=config.val_size,
-            test_size=config.test_size,
             seed=config.random_state,
+            **sizes,
         )
         for text in split.warnings:
             logger.warning("%s", text)
@@ -267,7 +264,9 @@ class AnnotationRunner:
         # a canonical order of the cells: the order of the file must not reach the training
         labelled = np.flatnonzero(labels.codes >= 0)
         labelled = labelled[np.lexsort((expression.cell_names[labelled].astype(str), draws[0].cell_keys[labelled]))]
+        start = time.perf_counter()
         cells = replace(self._cells(expression, draws, labelled, self._strategies), codes=labels.codes[labelled])
+        seconds = time.perf_counter() - start
         for strategy in self._strategies:
             strategy.source = reader
         comparison = compare(
@@ -279,7 +278,7 @@ class AnnotationRunner:
             device=str(resolve_device(self.device)),
             progress=self.progress,
         )
-        self._take(comparison)
+        self._take(comparison, embed_seconds=seconds)
         self.classes_ = labels.classes
         self.label_key_ = label_key
         self._genes = expression.genes.names[expression.genes.token_ids >= 0]
@@ -464,24 +463,6 @@ class AnnotationRunner:
         )
         return self._reader
 
-    def _drop_small_classes(self, labels: Labels, groups: np.ndarray | None) -> Labels:
-        if self.config.small_classes == "error":
-            return labels
-        keep = usable_classes(
-            labels.codes,
-            labels.classes,
-            groups=groups,
-            val_size=self.config.val_size,
-            test_size=self.config.test_size,
-            seed=self.config.random_state,
-        )
-        if keep.all():
-            return labels
-        dropped = [f"{name} ({labels.counts[name]})" for name in labels.classes[~keep]]
-        logger.warning("Dropped %d classes too small to split: %s.", len(dropped), ", ".join(dropped))
-        new_codes = np.append(np.where(keep, np.cumsum(keep) - 1, -1), -1)  # the last entry maps -1 to -1
-        return Labels(new_codes[labels.codes], labels.classes[keep])
-
     def _cells(
         self,
         expression: Expression,
@@ -498,8 +479,16 @@ class AnnotationRunner:
             return cells  # the matrix may not fit into memory
         return replace(cells, expression=expression.rows(rows), gene_names=expression.genes.names, kind=expression.kind)
 
-    def _take(self, comparison: Comparison) -> None:
-        self.results_ = comparison.table.sort_values("rank").reset_index(drop=True)
+    def _take(self, comparison: Comparison, *, embed_seconds: float) -> None:
+        table = comparison.table.sort_values("rank").reset_index(drop=True)
+        embedded = [
+            name in comparison.fitted and "embedding" in comparison.fitted[name].needs for name in table["strategy"]
+        ]
+        # one pass that strategies share; without it the foundation model would look as cheap as the baseline
+        table.insert(
+            list(table.columns).index("fit_seconds") + 1, "embed_seconds", np.where(embedded, embed_seconds, 0.0)
+        )
+        self.results_ = table
         self.history_ = comparison.history
         self.per_class_ = comparison.per_class
         self.best_strategy_ = comparison.best

@@ -76,6 +76,9 @@ def test_class_of_one_cell_is_reported_as_infeasible(blood, checkpoint):
     report = inspect(blood, checkpoint)
     assert report.smallest_class == "loner" and not report.feasible
     assert "loner" in "".join(report.split_problems)
+    dropped = inspect(blood, checkpoint, small_classes="drop")
+    assert dropped.feasible and "loner" not in dropped.class_counts
+    assert "Dropped 1 classes too small to split: loner (1)" in str(dropped)
 
 
 def test_values_of_different_type_with_one_text(blood, checkpoint):

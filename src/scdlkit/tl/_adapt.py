@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from scdlkit._annotation import check_target
 from scdlkit._keys import DEFAULT_KEY, ResultKeys
+from scdlkit._labels import DEFAULT_LABEL_KEY
 from scdlkit._optional import require_foundation
-from scdlkit.inspection import DEFAULT_LABEL_KEY
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -100,7 +100,13 @@ def _report(runner: AnnotationRunner, paths: dict[str, Path]) -> str:
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for row in table.to_dict("records"):
         scores = [f"{row[f'{split}_{m}']:.3f}" for split in ("val", "test") for m in _METRICS[:3]]
-        cells = [row["strategy"], row["role"], *scores, f"{row['n_trainable']:,.0f}", f"{row['fit_seconds']:.1f}"]
+        cells = [
+            row["strategy"],
+            row["role"],
+            *scores,
+            f"{row['n_trainable']:,.0f}",
+            f"{row['embed_seconds'] + row['fit_seconds']:.1f}",
+        ]
         lines.append("| " + " | ".join(_escape(cell) for cell in cells) + " |")
     failed = [f"- `{row['strategy']}` failed: {row['error']}" for row in table.to_dict("records") if row["error"]]
     figures = [
