@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,3 +25,12 @@ def golden(request):
         cls_id=vocab["<cls>"],
         pad_id=vocab["<pad>"],
     )
+
+
+@pytest.fixture(scope="session")
+def fits():
+    """The module ``fits.py``: small fits inside a tiny encoder."""
+    spec = importlib.util.spec_from_file_location("fits", Path(__file__).with_name("fits.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

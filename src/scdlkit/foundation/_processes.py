@@ -50,7 +50,6 @@ def join(device: torch.device) -> Accelerator:
     """
     from accelerate import Accelerator
     from accelerate.state import PartialState
-    from accelerate.utils import DistributedDataParallelKwargs
 
     started = launched_processes()
     if started > 1 and "RANK" not in os.environ and not torch.distributed.is_initialized():
@@ -60,11 +59,7 @@ def join(device: torch.device) -> Accelerator:
         )
     # Processes on CPUs join only if told so at the start; later calls take up what the first one found.
     first = not PartialState._shared_state
-    accelerator = Accelerator(
-        cpu=first and device.type == "cpu",
-        mixed_precision="no",  # see training.py
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-    )
+    accelerator = Accelerator(cpu=first and device.type == "cpu", mixed_precision="no")  # see training.py
     if accelerator.num_processes != started:
         raise RuntimeError(
             f"{started} processes were launched (WORLD_SIZE), but this one sees {accelerator.num_processes}: each would "

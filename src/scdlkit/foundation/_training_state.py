@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import quote
 
 import numpy as np
 import torch
@@ -58,7 +57,9 @@ class StateFile:
 
     def __init__(self, folder: str | os.PathLike[str], name: str, run: Mapping[str, Any]) -> None:
         self.name, self.run = name, dict(run)
-        self.path = Path(folder) / f"{quote(name, safe='')}.training.pt"
+        # a name may be the user's own, with any signs in it
+        plain = "".join(sign if sign.isalnum() or sign in "-_" else f"%{ord(sign):02X}" for sign in name)
+        self.path = Path(folder) / f"{plain}.training.pt"
 
     def write(self, saved: Saved) -> None:
         """Replace the file; a crash leaves the old or the new one, never half of one."""
