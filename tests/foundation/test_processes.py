@@ -13,6 +13,7 @@ import torch
 
 from scdlkit.foundation._device import resolve_device
 from scdlkit.foundation._processes import Processes, join, processes
+from scdlkit.foundation.bundle import write_bundle
 
 CPU = torch.device("cpu")
 
@@ -58,6 +59,14 @@ def test_a_wrong_launch_is_an_error(monkeypatch):
         RuntimeError, match=r"2 processes were launched .*, but this one sees 1: each would train alone"
     ):
         processes(CPU)
+
+
+def test_the_first_process_alone_writes_bundles(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        assert write_bundle(tmp_path / "model", {}, {"a": torch.zeros(1)}) == tmp_path / "model"
+        assert (tmp_path / "model").exists() == (rank == "0")
 
 
 def test_each_process_has_a_gpu_of_its_own(monkeypatch):

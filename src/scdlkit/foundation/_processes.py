@@ -35,6 +35,11 @@ def launched_processes() -> int:
     return started
 
 
+def is_main_process() -> bool:
+    """Whether this process writes files: the first of those launched together, or the only one."""
+    return launched_processes() == 1 or int(os.environ.get("RANK", "0")) == 0
+
+
 def join(device: torch.device) -> Accelerator:
     """The Accelerator of this process; the first call meets the others where there are several.
 

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._processes import is_main_process
+
 FORMAT_VERSION = 1
 MANIFEST, STATE = "manifest.json", "model_state.pt"
 _REQUIRED = ("format_version", "state_sha256", "tensors", "manifest_digest")
@@ -25,6 +27,8 @@ _REQUIRED = ("format_version", "state_sha256", "tensors", "manifest_digest")
 
 def write_bundle(folder: str | os.PathLike[str], manifest: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Path:
     """Write a model folder, replacing an earlier one of the same format.
+
+    Of several processes that were launched together the first one writes, the others return at once.
 
     Parameters
     ----------
@@ -46,6 +50,8 @@ def write_bundle(folder: str | os.PathLike[str], manifest: Mapping[str, Any], te
         If ``folder`` holds files that are not a saved model.
     """
     folder = Path(folder)
+    if not is_main_process():
+        return folder
     check_folder(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))

@@ -85,8 +85,8 @@ class EncoderStrategy(GradientStrategy):
         self._assemble(self._rows, embedding.shape[1], n_classes, seed)
         module = self.trained_module()
         with torch.no_grad():
-            module.mean.copy_(torch.from_numpy(mean))  # type: ignore[union-attr,operator]
-            module.scale.copy_(torch.from_numpy(scale))  # type: ignore[union-attr,operator]
+            module.mean.copy_(torch.from_numpy(mean))  # type: ignore[operator]
+            module.scale.copy_(torch.from_numpy(scale))  # type: ignore[operator]
 
     def logits(self, cells: CellData) -> Tensor:
         """Logits ``[n, n_classes]``."""
@@ -126,7 +126,7 @@ class EncoderStrategy(GradientStrategy):
     def encoder(self) -> ScGPTEncoder:
         """The adapted encoder."""
         module = self.trained_module()
-        return getattr(module, "module", module).encoder  # type: ignore[return-value,union-attr]
+        return getattr(module, "module", module).encoder  # type: ignore[return-value]
 
     def state_dict(self) -> dict[str, Tensor]:
         """The delta: what was added to the encoder, what trained of it, the head, and its standardisation."""
