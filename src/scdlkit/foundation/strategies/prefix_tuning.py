@@ -66,9 +66,9 @@ class Prefix(nn.Module):
         self.length, self.n_heads, self.head_width = length, n_heads, width // n_heads
         # the scale of what the key and value projections give
         if hidden is None:
-            self.key_values = nn.Parameter(torch.randn(2, length, width))
+            self.key_values = nn.Parameter(nn.init.normal_(torch.empty(2, length, width)))
         else:
-            self.seeds = nn.Parameter(torch.randn(length, hidden))
+            self.seeds = nn.Parameter(nn.init.normal_(torch.empty(length, hidden)))
             self.mlp = nn.Sequential(nn.Linear(hidden, hidden), nn.Tanh(), nn.Linear(hidden, 2 * width))
 
     def table(self) -> Tensor:
