@@ -83,7 +83,7 @@ def _take_over(encoder: nn.Module, strategy: EncoderStrategy) -> None:
         raise ValueError(f"Strategy {strategy.name!r} adds prefixes, which the official layout has no place for.")
     for module in adapted.modules():
         if hasattr(module, "merge") and hasattr(module, "base_layer"):  # peft's layers
-            module.merge()
+            module.merge()  # type: ignore[operator]
         elif hasattr(module, "base_layer"):
             raise ValueError(f"Strategy {strategy.name!r} adds adapters, which the official layout has no place for.")
     target = encoder.state_dict()

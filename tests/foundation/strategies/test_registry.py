@@ -6,8 +6,9 @@ from scdlkit.foundation.strategies import FrozenProbe, HeadConfig, available_str
 
 
 def test_names_and_roles() -> None:
-    assert available_strategies() == ("frozen_probe", "head", "pca_logreg")
-    assert available_strategies("strategy") == ("frozen_probe", "head")
+    inside = ("adapter", "any_peft", "bitfit", "full_finetune", "ia3", "lora", "prefix_tuning")
+    assert sorted(available_strategies("strategy")) == sorted(("frozen_probe", "head", *inside))
+    assert all(get_strategy(name).frozen == (name not in inside) for name in available_strategies())
     assert available_strategies("baseline") == ("pca_logreg",)
     for name in available_strategies():
         cls = get_strategy(name)
@@ -15,7 +16,7 @@ def test_names_and_roles() -> None:
 
 
 def test_unknown_names_list_the_known() -> None:
-    with pytest.raises(ValueError, match="Unknown strategy 'lorra'; known are frozen_probe, head, pca_logreg"):
+    with pytest.raises(ValueError, match="Unknown strategy 'lorra'; known are .*frozen_probe.*head.*lora.*pca_logreg"):
         get_strategy("lorra")
     with pytest.raises(ValueError, match="role must be"):
         available_strategies("other")

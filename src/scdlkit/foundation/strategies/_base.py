@@ -34,8 +34,13 @@ class Trainer(Protocol):
 class EncoderSource(Protocol):
     """Where the pretrained encoder comes from."""
 
-    cls_id: int
-    pad_id: int
+    @property
+    def cls_id(self) -> int:
+        """Vocabulary id of ``<cls>``."""
+
+    @property
+    def pad_id(self) -> int:
+        """Vocabulary id of ``<pad>``."""
 
     def encoder(self, token_ids: np.ndarray) -> ScGPTEncoder:
         """A fresh pretrained encoder with rows for these tokens."""

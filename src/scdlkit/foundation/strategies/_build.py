@@ -55,7 +55,7 @@ def _build(name: str, config: Any, batch_size: int | None) -> Strategy:
     if config is None:
         config = strategy_class.config_class()
         if isinstance(training := getattr(config, "training", None), TrainingConfig):
-            config = replace(config, training=_training(training, batch_size))  # type: ignore[call-arg]
+            config = replace(config, training=_training(training, batch_size))
     return strategy_class(config)
 
 

@@ -67,7 +67,9 @@ class FullFinetune(EncoderStrategy):
         encoder.requires_grad_(True)
         encoder.gene_embedding.weight.requires_grad = not self.config.freeze_gene_embedding
         for block in encoder.blocks:
-            block.k.bias.requires_grad = False  # shifts all scores of a query alike: softmax ignores it
+            block.get_parameter(
+                "k.bias"
+            ).requires_grad = False  # shifts all scores of a query alike: softmax ignores it
 
     def learning_rate_scale(self, name: str) -> float:
         """Full at the head and the last block, less below, least at the embeddings."""

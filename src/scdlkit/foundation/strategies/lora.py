@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -97,17 +97,17 @@ class LoRA(EncoderStrategy):
                     _start_from_principal_part(getattr(encoder.blocks[i], name))
 
 
-def _start_from_principal_part(layer: torch.nn.Module) -> None:
+def _start_from_principal_part(layer: Any) -> None:
     """Split the weight into its principal part, which trains, and the rest, which is frozen.
 
     The principal part of a matrix is unique, so loading a saved model splits the checkpoint in the same way.
     """
-    weight, scaling = layer.base_layer.weight, layer.scaling["default"]  # type: ignore[union-attr,index]
-    rank = layer.r["default"]  # type: ignore[index]
+    weight, scaling = layer.base_layer.weight, layer.scaling["default"]
+    rank = layer.r["default"]
     left, values, right = torch.linalg.svd(weight.detach(), full_matrices=False)
     root = (values[:rank] / scaling).sqrt()
     with torch.no_grad():
-        layer.lora_A["default"].weight.copy_(root[:, None] * right[:rank])  # type: ignore[index,union-attr]
-        layer.lora_B["default"].weight.copy_(left[:, :rank] * root)  # type: ignore[index,union-attr]
-        start = scaling * layer.lora_B["default"].weight @ layer.lora_A["default"].weight  # type: ignore[index,union-attr]
+        layer.lora_A["default"].weight.copy_(root[:, None] * right[:rank])
+        layer.lora_B["default"].weight.copy_(left[:, :rank] * root)
+        start = scaling * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
         weight.sub_(start)
