@@ -390,6 +390,8 @@ def start(info: CheckpointInfo, folder: Path) -> subprocess.Popen:
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "SCDLKIT_VERBOSITY": "INFO", "PYTHONUNBUFFERED": "1"},
+        # a test run in the background of a script ignores interrupts, and children would inherit that
+        preexec_fn=(lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) if sys.platform != "win32" else None,
     )
 
 

@@ -61,14 +61,14 @@ class PrefixTuningConfig(Config):
 class Prefix(nn.Module):
     """Further keys and values of one block, in front of those of the genes."""
 
-    def __init__(self, length: int, n_heads: int, width: int, hidden: int | None) -> None:
+    def __init__(self, length: int, n_heads: int, width: int, hidden: int | None, generator: torch.Generator) -> None:
         super().__init__()
         self.length, self.n_heads, self.head_width = length, n_heads, width // n_heads
         # the scale of what the key and value projections give
         if hidden is None:
-            self.key_values = nn.Parameter(nn.init.normal_(torch.empty(2, length, width)))
+            self.key_values = nn.Parameter(torch.randn(2, length, width, generator=generator))
         else:
-            self.seeds = nn.Parameter(nn.init.normal_(torch.empty(length, hidden)))
+            self.seeds = nn.Parameter(torch.randn(length, hidden, generator=generator))
             self.mlp = nn.Sequential(nn.Linear(hidden, hidden), nn.Tanh(), nn.Linear(hidden, 2 * width))
 
     def table(self) -> Tensor:
@@ -103,8 +103,9 @@ class PrefixTuning(EncoderStrategy):
         """Give every chosen block a prefix."""
         config, shape = self.config, encoder.config
         hidden = config.hidden if config.reparametrise else None
+        generator = torch.Generator().manual_seed(torch.initial_seed())  # of this strategy, see EncoderStrategy.adapt
         for i in block_numbers(config.layers, len(encoder.blocks)):
-            encoder.blocks[i].prefix = Prefix(config.length, shape.nheads, shape.embsize, hidden)
+            encoder.blocks[i].prefix = Prefix(config.length, shape.nheads, shape.embsize, hidden, generator)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Keys and values of every block; an MLP is folded away."""
