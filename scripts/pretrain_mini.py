@@ -2,7 +2,7 @@
 
     python scripts/pretrain_mini.py --data FOLDER --out FOLDER [--config scripts/pretrain_mini.yaml]
 
-``--data`` is a folder of ``.h5ad`` files with counts in X and gene symbols as variable names; docs/mini_model_card.md
+``--data`` is a folder of ``.h5ad`` files with counts in X and gene symbols as variable names; docs/checkpoints.md
 lists the data sets that were used. Writes to ``--out``: ``state.pt`` (run again to resume), ``curve.csv``,
 ``evaluation.csv`` and ``checkpoint/`` in the official layout.
 """
@@ -19,7 +19,7 @@ import yaml
 from pretraining.config import PretrainingConfig
 from pretraining.corpus import read_corpus
 from pretraining.evaluate import evaluate, random_encoder
-from pretraining.training import export, pretrain
+from pretraining.training import build, export, pretrain
 
 
 def main() -> None:
@@ -46,7 +46,11 @@ def main() -> None:
     export(objective, corpus, config, target)
     logging.info("Wrote %s (%.2f MB).", target, sum(file.stat().st_size for file in target.iterdir()) / 1e6)
     if not options.no_evaluation:
-        encoders = {"mini": objective.encoder, "random": random_encoder(objective.encoder.config, seed=config.seed)}
+        encoders = {
+            "mini": objective.encoder,
+            "initial": build(corpus, config).encoder.eval(),  # co-expression vectors, blocks not trained
+            "random": random_encoder(objective.encoder.config, seed=config.seed),
+        }
         table = evaluate(encoders, options.data, corpus.vocab)
         table.to_csv(options.out / "evaluation.csv", index=False)
         logging.info("\n%s", table.round(3).to_string(index=False))

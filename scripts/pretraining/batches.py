@@ -47,8 +47,14 @@ class BatchSource:
         config, encoder = self.config, self.encoder
         rng = np.random.default_rng([config.seed, step])
         n_distinct = config.batch_size // 2 if config.two_views else config.batch_size
-        source = rng.choice(len(self.cells_of), size=n_distinct, p=self.source_share)
-        cells = np.array([rng.choice(self.cells_of[code]) for code in source])
+        n_sources = 1 if config.one_source else n_distinct
+        source = np.resize(rng.choice(len(self.cells_of), size=n_sources, p=self.source_share), n_distinct)
+        cells = np.concatenate(  # no cell twice: it would be its own negative in the contrastive loss
+            [
+                rng.choice(self.cells_of[code], size=n, replace=False)
+                for code, n in zip(*np.unique(source, return_counts=True), strict=True)
+            ]
+        )
         counts = self.corpus.counts[cells]
         truth = _dense_bins(counts, self.token_ids, encoder.n_bins)
         if config.two_views:

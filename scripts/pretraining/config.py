@@ -35,6 +35,7 @@ class PretrainingConfig:
     warmup: float
     gradient_clip: float
     source_temperature: float
+    one_source: bool
     genes_per_draw: tuple[int, int]
     thinning: tuple[float, float]
     mask_ratios: tuple[float, ...]

@@ -6,9 +6,15 @@ Both decoders are scGPT's (Cui et al. 2024) and are saved under their official n
 - gene expression prediction for cell modelling (MVC): ``mvc_decoder`` turns a gene's embedding into a query, whose inner
   product with the cell embedding predicts the bin.
 
-One thing is ours: scGPT asks only for genes that the cell expresses. Here the cell embedding must also answer for a
-sample of all genes, with bin 0 where the cell does not express them. Which genes are silent tells cell types apart, and
-with few cells it is the larger part of what can be learned.
+As in scGPT's generative pretraining, a masked gene asks the known ones and nobody sees it, so ``<cls>`` reads in
+pretraining what it reads later: known genes only. Three things are ours, because the cells are few:
+
+- scGPT asks the cell embedding for genes that the cell expresses. Here it must answer for a sample of all genes, with
+  bin 0 where the cell does not express them: which genes are silent tells cell types apart;
+- how many genes are silent mostly tells how deep a cell was sequenced. The part of the error that depth explains
+  counts little (``cell_depth``), or the embedding would be about depth before anything else;
+- two views of a cell, thinned and drawn apart, should find each other among the other cells of the batch
+  (``contrast``; InfoNCE, van den Oord et al. 2018).
 """
 
 from __future__ import annotations
@@ -84,7 +90,7 @@ class Objective(nn.Module):
     encoder
         Trained in place.
     weights
-        Weights of the losses ``masked``, ``cell_masked``, ``cell_query``, ``cell_depth`` and ``contrast``.
+        Weights of the losses ``masked``, ``cell``, ``cell_depth`` and ``contrast``.
     temperature
         Of the contrastive loss.
     """
@@ -107,16 +113,11 @@ class Objective(nn.Module):
         targets = batch.targets[batch.masked] / self.scale
         losses = {"masked": F.mse_loss(self.decoder(outputs[batch.masked]), targets)}
 
-        genes = encoder.gene_norm(encoder.gene_embedding(encoder.row_of[batch.gene_ids[batch.masked]]))
-        cell_of = torch.nonzero(batch.masked)[:, 0]
-        predicted = (self.mvc_decoder(genes) * cells[cell_of]).sum(-1)
-        losses["cell_masked"] = F.mse_loss(predicted, targets)
-
         genes = encoder.gene_norm(encoder.gene_embedding(encoder.row_of[batch.query_ids]))
         error = (cells @ self.mvc_decoder(genes).T - batch.query_targets / self.scale) * batch.query_weights.sqrt()
         along = error @ torch.linalg.qr(batch.query_trends * batch.query_weights.sqrt()[:, None]).Q
         losses["cell_depth"] = along.square().sum() / error.numel()
-        losses["cell_query"] = error.square().mean() - losses["cell_depth"]
+        losses["cell"] = error.square().mean() - losses["cell_depth"]
         if self.weights.get("contrast", 0) > 0:
             losses["contrast"] = self._contrast(cells)
         return sum(self.weights[name] * loss for name, loss in losses.items()), losses

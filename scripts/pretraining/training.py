@@ -100,6 +100,7 @@ def pretrain(
     folder.mkdir(parents=True, exist_ok=True)
     objective = build(corpus, config).to(device).train()
     optimizer = torch.optim.AdamW(_parameter_groups(objective, config), betas=(0.9, 0.98), eps=1e-8)
+    base_rates = [group["lr"] for group in optimizer.param_groups]
     source = BatchSource(corpus, config, objective.encoder.config)
     identity = {"config": config.to_dict(), "sources": list(corpus.names), "tokens": len(corpus.vocab)}
     state_path, curve_path = folder / "state.pt", folder / "curve.csv"
@@ -131,7 +132,6 @@ def pretrain(
 
     start = saved = time.perf_counter()
     sums: dict[str, float] = {}
-    base_rates = [group["lr"] for group in optimizer.param_groups]
     for step in range(first, config.steps):
         factor = schedule(step, config)
         for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
