@@ -249,13 +249,13 @@ def bin_rows(  # type: ignore[no-untyped-def]
                 indices, data, indptr[cell], indptr[cell + 1], ids, home, log_values, row, used, columns, values
             )
             for i in range(n):
-                genes[i] = ids[columns[i]]
+                genes[i], gene_hashes[i] = ids[columns[i]], hashes[columns[i]]
         else:
             n = 0
             for j in range(indptr[cell], indptr[cell + 1]):
                 column, value = indices[j], data[j]
                 gene = ids[column]
-                columns[n], genes[n], values[n] = column, gene, value
+                genes[n], gene_hashes[n], values[n] = gene, hashes[column], value  # from here on all is read in order
                 n += (gene >= 0) & (value != 0)
         out_expressed[cell] = n
         out_indptr[cell + 1] = filled
@@ -263,8 +263,6 @@ def bin_rows(  # type: ignore[no-untyped-def]
         if n == 0:
             continue
 
-        for i in range(n):  # looked up once: from here on all is read in order
-            gene_hashes[i] = hashes[columns[i]]
         n_distinct = _find_distinct(keys, gene_hashes, n, table, slots, distinct, counts, sums)
         if n_distinct < 0:
             n_distinct = _sort_distinct(keys, gene_hashes, n, slots, distinct, counts, sums, order, swap, radix_counts)
