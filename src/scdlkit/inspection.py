@@ -195,7 +195,8 @@ def inspect_annotation_data(
     >>> adata = sc.datasets.pbmc68k_reduced()
     >>> print(sk.pp.inspect_annotation_data(adata, "bulk_labels", checkpoint="mini"))  # doctest: +SKIP
     """
-    labels = read_labels(adata, find_label_key(adata, label_key)) if label_key != "" else None
+    label_key = find_label_key(adata, label_key) if label_key != "" else ""
+    labels = read_labels(adata, label_key) if label_key else None
     groups = read_groups(adata, group_key)
     found = ensure_checkpoint(checkpoint)
     vocabulary = Vocabulary.from_json(found.vocab_path)
@@ -214,7 +215,7 @@ def inspect_annotation_data(
         config=config,
         checkpoint=found.name,
         labels=labels,
-        label_key="" if labels is None else find_label_key(adata, label_key),
+        label_key=label_key,
         group_key=group_key or "",
         dropped=dropped,
         **split,

@@ -22,7 +22,7 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 BASELINE_MARKERS = ("h", "d", "p", "*")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
-BLUE, ORANGE, GREEN = PALETTE[0], PALETTE[1], PALETTE[2]
+BLUE, ORANGE = PALETTE[:2]
 GREY, PALE, INK = "#767676", "#D9D9D9", "#262626"
 LABEL_SIZE, SMALL_SIZE, TITLE_SIZE = 9, 8, 10.5
 

@@ -63,7 +63,7 @@ class Prefix(nn.Module):
 
     def __init__(self, length: int, n_heads: int, width: int, hidden: int | None, generator: torch.Generator) -> None:
         super().__init__()
-        self.length, self.n_heads, self.head_width = length, n_heads, width // n_heads
+        self.length, self.n_heads = length, n_heads
         # the scale of what the key and value projections give
         if hidden is None:
             self.key_values = nn.Parameter(torch.randn(2, length, width, generator=generator))
