@@ -153,6 +153,14 @@ def test_download(info, server, tmp_path):
     assert server.requests == {f"/a/{name}": 1 for name in FILES}
 
 
+def test_without_the_weights_the_large_file_stays_where_it_is(info, server, tmp_path):
+    found = checkpoints._ensure_registered(info, tmp_path, False, progress=False)
+    assert found.sha256 == "" and visible(tmp_path) == {"args.json", "vocab.json", "hashes.json"}
+    assert server.requests == {"/a/args.json": 1, "/a/vocab.json": 1}
+    assert ensure(info, tmp_path).sha256 == sha256(BODIES["best_model.pt"])
+    assert server.requests == {f"/a/{name}": 1 for name in FILES}
+
+
 def test_download_under_the_usual_permissions(info, tmp_path):
     (tmp_path / "usual").touch()
     found = ensure(info, tmp_path / "toy")

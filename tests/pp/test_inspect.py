@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -136,6 +137,17 @@ def test_inputs_of_every_form_give_one_report(blood, checkpoint, tmp_path):
     backed = ad.read_h5ad(tmp_path / "blood.h5ad", backed="r")
     assert inspect(backed, checkpoint).to_dict() == expected
     backed.file.close()
+
+
+def test_needs_no_weights(blood, checkpoint, tmp_path):
+    for name in ("args.json", "vocab.json"):
+        shutil.copy(checkpoint / name, tmp_path / name)
+    report = sk.pp.inspect_annotation_data(blood, checkpoint=tmp_path)
+    assert report.n_matched == sk.pp.inspect_annotation_data(blood, checkpoint=checkpoint).n_matched
+    sk.pp.tokenize(blood, checkpoint=tmp_path)
+    assert len(blood.uns["scgpt_tokens"]["vocabulary_sha256"]) == 64
+    with pytest.raises(FileNotFoundError, match=r"lacks best_model\.pt"):
+        sk.tl.embed(blood, checkpoint=tmp_path)
 
 
 def test_needs_no_torch(blood, checkpoint, tmp_path):

@@ -55,7 +55,7 @@ class Checkpoint:
     folder
         Holds ``args.json``, ``vocab.json`` and ``best_model.pt``.
     sha256
-        Of ``best_model.pt``.
+        Of ``best_model.pt``; empty where the weights were not asked for.
     """
 
     name: str
@@ -157,6 +157,7 @@ def checkpoint_info(name: str) -> CheckpointInfo:
 def ensure_checkpoint(
     checkpoint: str | os.PathLike[str],
     *,
+    weights: bool = True,
     cache_dir: str | os.PathLike[str] | None = None,
     progress: bool | None = None,
 ) -> Checkpoint:
@@ -167,6 +168,8 @@ def ensure_checkpoint(
     checkpoint
         A registered name (see :func:`list_checkpoints`), or the path of a folder with ``args.json``, ``vocab.json``
         and ``best_model.pt``. A registered name wins over a folder that is called the same: write ``"./heart"``.
+    weights
+        Whether the weights are needed; without them genes can be matched and cells tokenized after a small download.
     cache_dir
         Where downloads are kept, each in ``<cache_dir>/checkpoints/<name>``; ``settings.cache_dir`` by default.
     progress
@@ -175,7 +178,7 @@ def ensure_checkpoint(
     Returns
     -------
     Checkpoint
-        Downloaded files have the published size and sha256; where none is published, they are those of the first
+        Its ``sha256`` is empty without weights. Downloaded files have the published size and sha256; where none is published, they are those of the first
         download. A second call asks no server, and reads the files again only if their size or time has changed.
 
     Raises
@@ -198,13 +201,13 @@ def ensure_checkpoint(
     known = _registry()
     if isinstance(checkpoint, str) and checkpoint in known:
         show = settings.progress if progress is None else progress
-        return _ensure_registered(known[checkpoint], _folder(known[checkpoint], cache_dir), progress=show)
+        return _ensure_registered(known[checkpoint], _folder(known[checkpoint], cache_dir), weights, progress=show)
     if isinstance(checkpoint, str) and (not checkpoint.strip() or not os.path.exists(_expand(checkpoint))):
         raise ValueError(_unknown(checkpoint, known))
-    return _ensure_local(_expand(checkpoint))
+    return _ensure_local(_expand(checkpoint), weights)
 
 
-def _ensure_registered(info: CheckpointInfo, folder: Path, *, progress: bool) -> Checkpoint:
+def _ensure_registered(info: CheckpointInfo, folder: Path, weights: bool = True, *, progress: bool) -> Checkpoint:
     if info.embedded:
         missing = [name for name in FILES if not (folder / name).is_file()]
         if missing:
@@ -212,27 +215,29 @@ def _ensure_registered(info: CheckpointInfo, folder: Path, *, progress: bool) ->
                 f"The embedded checkpoint {info.name!r} lacks {', '.join(missing)} in {folder}: this installation of "
                 "scdlkit is incomplete. Install the package again."
             )
-        return Checkpoint(info.name, folder, file_sha256(folder / WEIGHTS))
-    hashes = ensure_files(info.name, info.files, folder, progress=progress)
-    return Checkpoint(info.name, folder, hashes[WEIGHTS])
+        return Checkpoint(info.name, folder, file_sha256(folder / WEIGHTS) if weights else "")
+    needed = [file for file in info.files if weights or file.name != WEIGHTS]
+    hashes = ensure_files(info.name, needed, folder, progress=progress)
+    return Checkpoint(info.name, folder, hashes.get(WEIGHTS, ""))
 
 
-def _ensure_local(folder: Path) -> Checkpoint:
+def _ensure_local(folder: Path, weights: bool) -> Checkpoint:
     if folder.is_file():
         raise ValueError(f"checkpoint={str(folder)!r} is a file; give the folder with {', '.join(FILES)}.")
     if not folder.is_dir():
         raise FileNotFoundError(f"checkpoint={str(folder)!r}: there is no such folder.")
-    missing = [name for name in FILES if not (folder / name).is_file()]
+    missing = [name for name in FILES if not (folder / name).is_file() and (weights or name != WEIGHTS)]
     if missing:
         found = sorted(path.name for path in folder.iterdir())
         raise FileNotFoundError(
             f"checkpoint={str(folder)!r} lacks {', '.join(missing)}; it has {', '.join(found[:10]) or 'no files'}"
             f"{' …' if len(found) > 10 else ''}. The official layout is {', '.join(FILES)}."
         )
-    weights = folder / WEIGHTS
-    if is_lfs_pointer(weights):
-        raise ValueError(f"{weights} is a Git LFS pointer, not the file itself; run: git lfs pull")
-    return Checkpoint(folder.resolve().name, folder, file_sha256(weights))
+    if not weights:
+        return Checkpoint(folder.resolve().name, folder, "")
+    if is_lfs_pointer(folder / WEIGHTS):
+        raise ValueError(f"{folder / WEIGHTS} is a Git LFS pointer, not the file itself; run: git lfs pull")
+    return Checkpoint(folder.resolve().name, folder, file_sha256(folder / WEIGHTS))
 
 
 def _folder(info: CheckpointInfo, cache_dir: str | os.PathLike[str] | None = None) -> Path:

@@ -10,6 +10,7 @@ import scipy.sparse as sp
 
 from scdlkit._annotation import check_target, to_actual
 from scdlkit._keys import BINS_LAYER, TOKEN_ID, TOKENS_UNS
+from scdlkit.foundation._download import file_sha256
 from scdlkit.foundation.checkpoints import ensure_checkpoint
 from scdlkit.foundation.expression import check_overlap, choose_expression
 from scdlkit.foundation.tokens import TokenizerConfig
@@ -61,7 +62,7 @@ def tokenize(
             CSR uint8, cells x genes: the bin of each token, 0: no token. Genes that share a token have their common
             bin at the first of them.
         ``adata.uns["scgpt_tokens"]``
-            checkpoint, its sha256, and the settings.
+            checkpoint, sha256 of its vocabulary, and the settings.
 
     Raises
     ------
@@ -74,7 +75,7 @@ def tokenize(
     >>> adata.layers["scgpt_bins"]
     """
     check_target(adata, copy=copy)
-    found = ensure_checkpoint(checkpoint)
+    found = ensure_checkpoint(checkpoint, weights=False)
     vocabulary = Vocabulary.from_json(found.vocab_path)
     config = TokenizerConfig.from_args(
         found.args(), max_length=max_length, ties=ties, duplicates=duplicates, seed=random_state
@@ -96,7 +97,7 @@ def tokenize(
     target.layers[BINS_LAYER] = bins
     target.uns[TOKENS_UNS] = {
         "checkpoint": found.name,
-        "checkpoint_sha256": found.sha256,
+        "vocabulary_sha256": file_sha256(found.vocab_path),
         "matrix": expression.source,
         "values": expression.kind,
         "n_bins": config.n_bins,
