@@ -41,6 +41,10 @@ class Fixed(Strategy):
         self.codes, self.error = codes, error
         self.role = role
 
+    @property
+    def uses_encoder(self) -> bool:
+        return self.role == "strategy" or self.name.endswith("_frozen")
+
     def fit(self, train: CellData, val: CellData, **kwargs: Any) -> None:
         if self.error is not None:
             raise self.error("no luck")
@@ -118,6 +122,19 @@ def test_baseline_is_ranked_and_never_best() -> None:
     assert result.best == "model"
     assert "not worth it here, the baseline is no worse" in result.recommend()
     assert "for report only, " in result.recommend()
+
+
+def test_a_baseline_on_the_embedding_says_nothing_against_the_foundation_model() -> None:
+    model, genes = Fixed("model", wrong(0.05)), Fixed("genes", wrong(0.4), role="baseline")
+    result = run(model, genes, Fixed("knn_frozen", TRUE, role="baseline"))
+    assert result.table.set_index("strategy")["uses_encoder"].to_dict() == {
+        "model": True,
+        "genes": False,
+        "knn_frozen": True,
+    }
+    assert result.table.set_index("strategy")["rank"]["knn_frozen"] == 1
+    assert "the foundation model is ahead" in result.recommend()
+    assert "not worth it" not in result.recommend()
 
 
 def test_recommendation_weighs_the_difference_by_its_error() -> None:

@@ -25,6 +25,7 @@ PARTS = ("val", "test")
 TABLE_COLUMNS = (
     "strategy",
     "role",
+    "uses_encoder",
     "rank",
     *(f"{part}_{metric}" for part in PARTS for metric in METRICS),
     "auroc_note",
@@ -55,9 +56,10 @@ class Comparison:
     Parameters
     ----------
     table
-        One row a strategy in the order they ran: strategy, role ("strategy" or "baseline"), rank (1 is best, baselines
-        included, failed ones last), metrics of validation and test, auroc_note, n_trainable, fit_seconds,
-        peak_memory_mb (above the start of the fit), error ("" where there was none).
+        One row a strategy in the order they ran: strategy, role ("strategy" or "baseline"), uses_encoder (False where
+        there is no foundation model in it), rank (1 is best, baselines included, failed ones last), metrics of
+        validation and test, auroc_note, n_trainable, fit_seconds, peak_memory_mb (above the start of the fit), error
+        ("" where there was none).
     history
         strategy, epoch (0 for fits without epochs), train_loss, val_loss, val_macro_f1.
     per_class
@@ -84,7 +86,7 @@ class Comparison:
     predicted_codes: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
 
     def recommend(self, *, seed: int = 0) -> str:
-        """One sentence: is the best strategy worth more than the best baseline?
+        """One sentence: is the best strategy worth more than the best baseline without the foundation model?
 
         Judged by the difference in validation macro-F1 against its standard error, from a paired bootstrap over the
         validation cells. A baseline within one standard error of the best strategy, or above it, means that the
@@ -96,7 +98,8 @@ class Comparison:
             Of the bootstrap.
         """
         rows = self.table[self.table["error"] == ""].sort_values("rank").set_index("strategy")
-        strategies, baselines = (rows.index[rows["role"] == role] for role in ("strategy", "baseline"))
+        strategies = rows.index[rows["role"] == "strategy"]
+        baselines = rows.index[(rows["role"] == "baseline") & ~rows["uses_encoder"].astype(bool)]
         if len(strategies) == 0:
             return f"No strategy but the baseline {self.best} finished, so there is nothing to recommend it against."
         best = rows.loc[strategies[0]]
@@ -210,6 +213,7 @@ def compare(
         name = strategy.name
         bar.set_description(name)
         row: dict[str, object] = {"strategy": name, "role": strategy.role, "error": ""}
+        row |= {"uses_encoder": strategy.uses_encoder}
         started = time.perf_counter()
         try:
             for library in strategy.libraries:

@@ -30,10 +30,10 @@ def strategy_table(adata: AnnData, *, key: str = DEFAULT_KEY) -> pd.DataFrame:
     -------
     DataFrame
         A copy of ``adata.uns[key]["strategies"]``, one row a strategy or baseline: ``strategy``, ``role``
-        (``"strategy"`` or ``"baseline"``), ``rank`` (1 is best, by validation scores), ``val_*`` and ``test_*``
-        metrics, ``n_trainable`` parameters, ``fit_seconds``, ``embed_seconds`` (one pass,
-        shared by the strategies on the frozen embedding), ``peak_memory_mb`` (MiB), ``error`` (empty, or why the
-        strategy failed; such rows come last).
+        (``"strategy"`` or ``"baseline"``), ``uses_encoder`` (False where no foundation model is in it), ``rank`` (1 is
+        best, by validation scores), ``val_*`` and ``test_*`` metrics, ``n_trainable`` parameters, ``fit_seconds``,
+        ``embed_seconds`` (one pass, shared by the strategies on the frozen embedding), ``peak_memory_mb`` (MiB),
+        ``error`` (empty, or why the strategy failed; such rows come last).
 
     Raises
     ------

@@ -96,6 +96,14 @@ class Strategy(ABC):
         self.n_trainable = 0
         self.n_classes = 0
 
+    @property
+    def uses_encoder(self) -> bool:
+        """Whether it reads what the pretrained encoder makes of the cells.
+
+        A baseline that does, such as nearest neighbours in the embedding, says nothing against the foundation model.
+        """
+        return not self.needs.isdisjoint({"embedding", "tokens"})
+
     @abstractmethod
     def fit(
         self,
