@@ -26,7 +26,7 @@ FILES = {
 # Imports go down this list, or stay within one entry. Entries are modules, or folders with all that is in them.
 LAYERS = """
     cli _demo tl pl pp get
-    runner _saved _reader inspection _labels _annotation
+    runner _saved _prepared _prediction _reader inspection _labels _annotation _run_config
     foundation.bundle foundation.export foundation.comparison foundation.metrics foundation.calibration
     foundation.training foundation._fit foundation._training_state foundation._preflight
     foundation.inference foundation.known_cells foundation.splits foundation.strategies
@@ -40,7 +40,7 @@ LAYERS = """
 FACADES = ("", "foundation")
 
 KNOW_ANNDATA = {
-    *"cli _demo tl pl pp get runner _reader inspection _labels _annotation foundation.expression".split(),
+    *"cli _demo tl pl pp get runner _prepared _prediction _reader inspection _labels _annotation foundation.expression".split(),
     "foundation.strategies.pca_logreg",  # what it calls of scanpy takes nothing else
 }
 KNOW_NETWORK = {"foundation.checkpoints", "foundation._download"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,6 +11,7 @@ import torch
 
 from .foundation.expression import Expression, check_overlap, choose_expression
 from .foundation.inference import embed_tokens
+from .foundation.strategies import CellData
 from .foundation.tokens import TokenizerConfig, Tokens
 from .foundation.vocabulary import Vocabulary
 from .foundation.weights import load_encoder
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from .foundation.checkpoints import Checkpoint
     from .foundation.known_cells import KnownCells
     from .foundation.model import ScGPTEncoder
+    from .foundation.strategies import Strategy
 
 
 class CellReader:
@@ -103,6 +107,23 @@ class CellReader:
             )
         embedding[new] = total / self.n_draws
         return embedding
+
+    def cells(
+        self,
+        expression: Expression,
+        draws: list[Tokens],
+        rows: np.ndarray,
+        strategies: Sequence[Strategy],
+        *,
+        known: KnownCells | None = None,
+        embed: bool = True,
+    ) -> CellData:
+        """What the strategies read of the cells at ``rows``; cells in ``known`` are not embedded again."""
+        embedding = self.embed([tokens[rows] for tokens in draws], known=known) if embed else None
+        cells = CellData(embedding=embedding, tokens=draws[0][rows])
+        if not any("expression" in strategy.needs for strategy in strategies):
+            return cells  # the matrix may not fit into memory
+        return replace(cells, expression=expression.rows(rows), gene_names=expression.genes.names, kind=expression.kind)
 
     @property
     def embsize(self) -> int:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,22 +13,22 @@ import numpy as np
 import pandas as pd
 
 from ._annotation import check_target, write_annotation
-from ._keys import UNASSIGNED, ResultKeys
-from ._labels import drop_small_classes, find_label_key, read_groups, read_labels
+from ._keys import ResultKeys
+from ._prediction import predict_cells
+from ._prepared import PreparedCells, prepare, read_columns
 from ._reader import CellReader
+from ._run_config import RunnerConfig
 from ._saved import read_runner, write_runner
 from ._settings import logger
 from .foundation._device import resolve_device
 from .foundation.checkpoints import Checkpoint, ensure_checkpoint
 from .foundation.comparison import Comparison, compare
 from .foundation.export import export_checkpoint
-from .foundation.expression import Expression
-from .foundation.inference import normalise
 from .foundation.known_cells import KnownCells
 from .foundation.splits import make_split
-from .foundation.strategies import CellData, LoRAConfig, Strategy, available_strategies, build_strategies
-from .foundation.tokens import TokenizerConfig, Tokens
-from .inspection import ScGPTAnnotationDataReport, build_report, inspect_annotation_data
+from .foundation.strategies import LoRAConfig, Strategy, available_strategies, build_strategies
+from .foundation.tokens import TokenizerConfig
+from .inspection import ScGPTAnnotationDataReport, inspect_annotation_data
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -37,37 +36,6 @@ if TYPE_CHECKING:
 DEFAULT_STRATEGIES = ("frozen_probe", "head")
 DEFAULT_BASELINES = ("pca_logreg",)
 ALL_STRATEGIES = tuple(name for name in available_strategies("strategy") if name != "any_peft")  # which needs a config
-
-
-@dataclass(frozen=True)
-class RunnerConfig:
-    """Everything a run depends on besides the cells; see :class:`AnnotationRunner` for the meaning of each."""
-
-    label_key: str | None
-    group_key: str | None
-    layer: str | None
-    use_raw: bool | None
-    val_size: float
-    test_size: float
-    small_classes: Literal["error", "drop"]
-    max_length: int | None
-    ties: Literal["random", "mid"]
-    duplicates: Literal["sum", "first"]
-    n_draws: int
-    random_state: int
-
-    def __post_init__(self) -> None:
-        for name in ("val_size", "test_size"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"{name} must be between 0 and 1, found {getattr(self, name)!r}.")
-        if self.val_size + self.test_size >= 1:
-            raise ValueError(
-                f"val_size + test_size must leave cells to train on, found {self.val_size} + {self.test_size}."
-            )
-        if isinstance(self.random_state, bool) or not isinstance(self.random_state, int | np.integer):
-            raise ValueError(f"random_state must be an integer, found {self.random_state!r}.")
-        if self.small_classes not in ("error", "drop"):
-            raise ValueError(f"small_classes must be 'error' or 'drop', found {self.small_classes!r}.")
 
 
 class AnnotationRunner:
@@ -214,75 +182,43 @@ class AnnotationRunner:
             If every strategy failed; the reasons are listed.
         """
         config = self.config
-        label_key = find_label_key(adata, config.label_key)
-        labels, groups = read_labels(adata, label_key), read_groups(adata, config.group_key)
-        reader = self._use_checkpoint(ensure_checkpoint(self.checkpoint, progress=self.progress))
-        # what fails below must not leave half of an earlier fit
-        self._fitted.clear()
-        self._known = KnownCells.none()
-        expression, draws = reader.read(adata)
-        if not draws[0].lengths.any():
-            raise ValueError(f"None of the {expression.n_cells} cells has a value of a gene that the checkpoint knows.")
-        # a cell without known genes teaches nothing
-        labels = replace(labels, codes=np.where(draws[0].lengths > 0, labels.codes, -1))
-        sizes: dict[str, Any] = {"groups": groups, "val_size": config.val_size, "test_size": config.test_size}
-        dropped: list[str] = []
-        if config.small_classes == "drop":
-            labels, dropped = drop_small_classes(labels, seed=config.random_state, **sizes)
-        self.report_ = build_report(
-            adata,
-            expression=expression,
-            tokens=draws[0],
-            config=reader.tokenizer,
-            checkpoint=reader.checkpoint.name,
-            labels=labels,
-            label_key=label_key,
-            group_key=config.group_key or "",
-            dropped=dropped,
-            seed=config.random_state,
-            **sizes,
-        )
-        for text in self.report_.warnings:
-            if text not in expression.warnings:  # these were given when the matrix was chosen
-                logger.warning("%s", text)
+        prepared = self._prepare(adata)
+        self.report_ = prepared.report
         split = make_split(
-            labels.codes,
-            expression.cell_names,
-            classes=labels.classes,
+            prepared.codes,
+            prepared.names,
+            classes=prepared.classes,
+            groups=prepared.groups,
+            val_size=config.val_size,
+            test_size=config.test_size,
             seed=config.random_state,
-            **sizes,
         )
         for text in split.warnings:
             logger.warning("%s", text)
-        self._known = KnownCells.of(draws[0].cell_keys, split.assignment)
-        if twins := int((self._known.split_of(draws[0].cell_keys) < split.assignment).sum()):
+        self._known = KnownCells.of(prepared.keys, split.assignment)
+        if twins := int((self._known.split_of(prepared.keys) < split.assignment).sum()):
             logger.warning(
                 "%d validation or test cells have the same genes in the same order of values as a cell that is used "
                 "before them (training, then validation): are cells in the data twice? Scores are then too good.",
                 twins,
             )
-        # a canonical order of the cells: the order of the file must not reach the training
-        labelled = np.flatnonzero(labels.codes >= 0)
-        labelled = labelled[np.lexsort((expression.cell_names[labelled].astype(str), draws[0].cell_keys[labelled]))]
-        start = time.perf_counter()
-        cells = replace(self._cells(expression, draws, labelled, self._strategies), codes=labels.codes[labelled])
-        seconds = time.perf_counter() - start
+        cells, seconds = prepared.load(self._reader, self._strategies)
         for strategy in self._strategies:
-            strategy.source = reader
+            strategy.source = self._reader
         comparison = compare(
             self._strategies,
             cells,
-            replace(split, assignment=split.assignment[labelled]),
-            labels.classes,
+            split,
+            prepared.classes,
             seed=config.random_state,
             device=str(resolve_device(self.device)),
             progress=self.progress,
         )
         self._take(comparison, embed_seconds=seconds)
-        self.classes_ = labels.classes
-        self.label_key_ = label_key
-        self._genes = expression.genes.names[expression.genes.token_ids >= 0]
-        self._known = self._known.with_embedding(draws[0].cell_keys[labelled], cells.embedding)
+        self.classes_ = prepared.classes
+        self.label_key_ = prepared.label_key
+        self._genes = prepared.known_genes
+        self._known = self._known.with_embedding(prepared.keys, cells.embedding)
         return self.results_
 
     def predict(self, adata: AnnData, *, strategy: str | None = None) -> dict[str, np.ndarray]:
@@ -444,6 +380,14 @@ class AnnotationRunner:
         self._fitted: dict[str, Strategy] = {}
         self._known = KnownCells.none()
 
+    def _prepare(self, adata: AnnData) -> PreparedCells:
+        """The labelled cells, read once; what an earlier fit left is dropped, or a failure would leave half of it."""
+        columns = read_columns(adata, self.config)
+        self._use_checkpoint(ensure_checkpoint(self.checkpoint, progress=self.progress))
+        self._fitted.clear()
+        self._known = KnownCells.none()
+        return prepare(adata, columns, self.config, self._reader)
+
     def _use_checkpoint(self, reference: Checkpoint) -> CellReader:
         config = self.config
         self._reader = CellReader(
@@ -463,22 +407,6 @@ class AnnotationRunner:
         )
         return self._reader
 
-    def _cells(
-        self,
-        expression: Expression,
-        draws: list[Tokens],
-        rows: np.ndarray,
-        strategies: Sequence[Strategy],
-        *,
-        embed: bool = True,
-    ) -> CellData:
-        """What the strategies read of the cells at ``rows``; the cells of the fit are not embedded again."""
-        embedding = self._reader.embed([tokens[rows] for tokens in draws], known=self._known) if embed else None
-        cells = CellData(embedding=embedding, tokens=draws[0][rows])
-        if not any("expression" in strategy.needs for strategy in strategies):
-            return cells  # the matrix may not fit into memory
-        return replace(cells, expression=expression.rows(rows), gene_names=expression.genes.names, kind=expression.kind)
-
     def _take(self, comparison: Comparison, *, embed_seconds: float) -> None:
         table = comparison.table.sort_values("rank").reset_index(drop=True)
         embedded = [
@@ -497,25 +425,14 @@ class AnnotationRunner:
 
     def _predict(self, adata: AnnData, strategy: str | None) -> tuple[dict[str, np.ndarray], np.ndarray]:
         self._check_fitted("predict")
-        fitted = self._find_fitted(strategy)
-        expression, draws = self._reader.read(adata)
-        occupied = np.flatnonzero(draws[0].lengths > 0)
-        if empty := expression.n_cells - len(occupied):
-            logger.warning("%d cells have no gene that the checkpoint knows: %r.", empty, UNASSIGNED)
-        cells = self._cells(expression, draws, occupied, [fitted], embed=fitted.frozen)
-        probabilities = np.full((expression.n_cells, len(self.classes_)), np.nan, dtype=np.float32)
-        latent = np.zeros((expression.n_cells, self._reader.embsize), dtype=np.float32)
-        codes = np.full(expression.n_cells, -1, dtype=np.int64)
-        if len(occupied):
-            fitted.to(resolve_device(self.device))
-            # a frozen embedding is averaged over the draws already
-            parts = [cells] if fitted.frozen else [replace(cells, tokens=tokens[occupied]) for tokens in draws]
-            probabilities[occupied] = np.mean([fitted.predict_proba(part) for part in parts], axis=0)
-            latent[occupied] = normalise(np.mean([fitted.latent(part) for part in parts], axis=0))
-            codes[occupied] = probabilities[occupied].argmax(axis=1)
-        labels = np.append(self.classes_, UNASSIGNED)[codes]
-        prediction = {"label_codes": codes, "labels": labels, "probabilities": probabilities, "latent": latent}
-        return prediction, self._known.split_of(draws[0].cell_keys)
+        return predict_cells(
+            adata,
+            self._find_fitted(strategy),
+            self._reader,
+            self.classes_,
+            known=self._known,
+            device=self.device,
+        )
 
     def _params(self, strategy: str, key_added: str) -> dict[str, Any]:
         """Plain values for ``.uns``; AnnData stores no None."""
