@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -30,7 +32,7 @@ from scdlkit.foundation.training import Trainer
 from scdlkit.foundation.vocabulary import Vocabulary
 from scdlkit.foundation.weights import load_encoder
 
-TRAINING = TrainingConfig(learning_rate=3e-3, batch_size=16, max_epochs=5)
+TRAINING = TrainingConfig(learning_rate=3e-3, batch_size=16, max_epochs=3)
 CASES = {
     "lora": LoRAConfig(),
     "lora-all": LoRAConfig(target_modules=("q", "k", "v", "out", "fc1", "fc2"), rank=2, dropout=0.0),
@@ -47,6 +49,9 @@ CASES = {
     "full_finetune-frozen-genes": FullFinetuneConfig(freeze_gene_embedding=True, layer_decay=1.0),
 }
 IDENTITY = {name for name in CASES if not name.startswith("prefix")}
+every_case = pytest.mark.parametrize("case", sorted(CASES))
+every_precision = pytest.mark.parametrize("precision", ["fp32", "bf16"])
+fresh_and_loaded = pytest.mark.parametrize("loaded", [False, True], ids=["fresh", "loaded"])
 
 
 class Source:
@@ -111,6 +116,18 @@ def build(case: str, data) -> EncoderStrategy:
     return strategy
 
 
+def build_and_load(case: str, data) -> EncoderStrategy:
+    """What a saved strategy becomes when it is loaded."""
+    built, again = build(case, data), make(case, data)
+    built.n_classes = 3  # counts as fitted
+    again.load_state(built.state_dict(), json.loads(json.dumps(built.metadata())))
+    return again
+
+
+def mixed(precision: str) -> AbstractContextManager:
+    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
 def fit(case: str, data, seed: int = 0, **changes) -> EncoderStrategy:
     strategy = make(case, data, **changes)
     strategy.fit(data.train, data.val, n_classes=3, seed=seed, device="cpu", trainer=Trainer(progress=False))
@@ -119,13 +136,13 @@ def fit(case: str, data, seed: int = 0, **changes) -> EncoderStrategy:
 
 @pytest.fixture(scope="module")
 def fitted(data):
-    """Each case, fitted once."""
-    cache: dict[str, EncoderStrategy] = {}
+    """Each case, fitted once in each precision."""
+    cache: dict[tuple[str, str], EncoderStrategy] = {}
 
-    def get(case: str) -> EncoderStrategy:
-        if case not in cache:
-            cache[case] = fit(case, data)
-        return cache[case]
+    def get(case: str, precision: str = "fp32") -> EncoderStrategy:
+        if (case, precision) not in cache:
+            cache[case, precision] = fit(case, data, training=replace(TRAINING, precision=precision))
+        return cache[case, precision]
 
     return get
 
@@ -138,47 +155,61 @@ def without_dropout(strategy: EncoderStrategy) -> None:
             module.attention_dropout = 0.0
 
 
+@fresh_and_loaded
 @pytest.mark.parametrize("case", sorted(IDENTITY))
-def test_starts_as_the_identity(case, data):
-    np.testing.assert_allclose(build(case, data).latent(data.all), data.all.embedding, atol=2e-5)
+def test_starts_as_the_identity(case, data, loaded):
+    strategy = (build_and_load if loaded else build)(case, data)
+    np.testing.assert_allclose(strategy.latent(data.all), data.all.embedding, atol=2e-5)
 
 
-@pytest.mark.parametrize("case", sorted(CASES))
-def test_every_trainable_tensor_gets_a_gradient(case, data):
-    strategy = build(case, data)
+@every_precision
+@fresh_and_loaded
+@every_case
+def test_every_trainable_tensor_gets_a_gradient(case, data, loaded, precision):
+    strategy = (build_and_load if loaded else build)(case, data)
     without_dropout(strategy)
     module = strategy.trained_module().train()
     with torch.no_grad():  # zero-initialised factors give their partners no gradient at the very start
         for parameter in module.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    torch.nn.functional.cross_entropy(strategy.logits(data.all), torch.from_numpy(data.all.codes)).backward()
+    with mixed(precision):
+        logits = strategy.logits(data.all)
+    torch.nn.functional.cross_entropy(logits.float(), torch.from_numpy(data.all.codes)).backward()
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            assert parameter.grad is not None and parameter.grad.norm() > 1e-6, name  # rounding alone gives 1e-8
+            assert parameter.grad is not None and parameter.grad.dtype == torch.float32, name
+            assert 1e-6 < parameter.grad.norm() < np.inf, name  # rounding alone gives 1e-8
         else:
             assert parameter.grad is None, name
 
 
-@pytest.mark.parametrize("case", sorted(CASES))
-def test_train_mode_without_dropout_equals_eval(case, data):
-    strategy = build(case, data)
+@every_precision
+@fresh_and_loaded
+@every_case
+def test_train_mode_without_dropout_equals_eval(case, data, loaded, precision):
+    strategy = (build_and_load if loaded else build)(case, data)
     without_dropout(strategy)
     module = strategy.trained_module()
-    with torch.no_grad():
+    with torch.no_grad(), mixed(precision):
         for parameter in module.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
         module.train()
-        train = strategy.logits(data.val)
+        train = strategy.logits(data.val).float()
         module.eval()
-        np.testing.assert_allclose(train, strategy.logits(data.val), atol=1e-5)
+        evaluated = strategy.logits(data.val).float()
+    np.testing.assert_allclose(train, evaluated, atol=1e-5)
     assert np.abs(strategy.latent(data.val) - data.val.embedding).max() > 1e-3  # and it acts in eval mode
+    with torch.no_grad():
+        exact = strategy.logits(data.val)
+    assert (exact - evaluated).norm() < (0.1 if precision == "bf16" else 1e-5) * exact.norm()
 
 
-@pytest.mark.parametrize("case", sorted(CASES))
-def test_training_moves_what_trains_and_nothing_else(case, data, fitted):
-    strategy, before = fitted(case), build(case, data).trained_module()
+@every_precision
+@every_case
+def test_training_moves_what_trains_and_nothing_else(case, data, fitted, precision):
+    strategy, before = fitted(case, precision), build(case, data).trained_module()
     moved = {
         name
         for (name, old), (_, new) in zip(
@@ -190,12 +221,17 @@ def test_training_moves_what_trains_and_nothing_else(case, data, fitted):
     assert moved <= trainable and len(moved) >= 0.9 * len(trainable)
     assert strategy.n_trainable == sum(v.numel() for v in before.parameters() if v.requires_grad)
     assert np.abs(strategy.latent(data.val) - data.val.embedding).max() > 1e-4
+    if precision == "bf16":
+        assert strategy.history != fitted(case).history  # it was used
+        np.testing.assert_allclose(strategy.history[0]["train_loss"], fitted(case).history[0]["train_loss"], rtol=0.03)
 
 
-@pytest.mark.parametrize("case", sorted(CASES))
-def test_saved_and_loaded_is_the_same(case, data, fitted):
-    strategy = fitted(case)
+@every_precision
+@every_case
+def test_saved_and_loaded_is_the_same(case, data, fitted, precision):
+    strategy = fitted(case, precision)
     state, metadata = strategy.state_dict(), strategy.metadata()
+    assert not any(value.dtype in (torch.bfloat16, torch.float16) for value in state.values())
     again = make(case, data)
     again.load_state(state, metadata)
     np.testing.assert_allclose(again.predict_proba(data.val), strategy.predict_proba(data.val), atol=1e-5)
@@ -221,6 +257,31 @@ def test_full_finetune_saves_changed_rows_alone(data, fitted):
     assert set(state["gene_rows/ids"].tolist()) == {*used.tolist(), data.source.cls_id}
     assert "encoder.gene_embedding.weight" not in state
     assert "gene_rows/ids" not in fitted("full_finetune-frozen-genes").state_dict()
+    base = data.source.encoder(used).state_dict()
+    same = {
+        n for n, t in state.items() if n.startswith("encoder.") and torch.equal(t, base[n.removeprefix("encoder.")])
+    }
+    assert not same
+    left = {n for n in base if f"encoder.{n}" not in state} - {"gene_embedding.weight"}
+    assert left == {f"blocks.{i}.k.bias" for i in range(3)}
+
+
+def test_full_finetune_loads_changed_rows_beside_pretrained_ones(data, fitted):
+    strategy = fitted("full_finetune")
+    used = np.unique(data.train.tokens.gene_ids)
+    unseen = np.setdiff1d(np.arange(100), [*used, data.source.cls_id, data.source.pad_id])
+    assert len(unseen) > 5
+    again = make("full_finetune", data)
+    again.load_state(strategy.state_dict(), strategy.metadata())
+    again._cover(unseen)
+    encoder, fitted_encoder = again.encoder, strategy.encoder
+
+    def rows(of, ids):
+        return of.gene_embedding.weight.detach()[of.row_of[torch.from_numpy(ids)]]
+
+    assert torch.equal(rows(encoder, used), rows(fitted_encoder, used))
+    assert not torch.equal(rows(encoder, used), data.source.gene_rows(used))
+    assert torch.equal(rows(encoder, unseen), data.source.gene_rows(unseen))
 
 
 @pytest.mark.parametrize("case", ["lora", "ia3", "adapter", "prefix_tuning", "bitfit", "full_finetune"])
@@ -323,10 +384,8 @@ def test_bad_configs(make_config, message):
         make_config()
 
 
-@pytest.mark.parametrize("case", sorted(CASES))
+@every_case
 def test_configs_survive_a_manifest(case):
-    import json
-
     config = CASES[case]
     assert type(config).from_dict(json.loads(json.dumps(config.to_dict()))) == config
     with pytest.raises(ValueError, match=f"takes a .*, found .*, which belongs to strategy '{config.strategy}'"):
@@ -364,4 +423,4 @@ def test_the_contract_can_fail(data, monkeypatch):
     ):
         monkeypatch.setitem(registry._REGISTRY, "bitfit", broken)
         with pytest.raises(AssertionError):
-            check("bitfit", data)
+            check("bitfit", data, loaded=False, precision="fp32")
