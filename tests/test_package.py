@@ -31,7 +31,7 @@ LAYERS = """
     foundation.training foundation._fit foundation._training_state foundation._preflight
     foundation.inference foundation.known_cells foundation.splits foundation.strategies
     foundation.weights foundation.model foundation.batching foundation.tokens foundation._binning
-    foundation.expression foundation.matrices foundation.vocabulary foundation.gene_match foundation.gene_names
+    foundation.expression foundation._candidates foundation.matrices foundation.vocabulary foundation.gene_match foundation.gene_names
     foundation.checkpoints foundation._download foundation._lock foundation._memory
     foundation._device foundation._processes foundation._random
     _optional _keys _settings
@@ -40,7 +40,8 @@ LAYERS = """
 FACADES = ("", "foundation")
 
 KNOW_ANNDATA = {
-    *"cli _demo tl pl pp get runner _prepared _prediction _reader inspection _labels _annotation foundation.expression".split(),
+    *"cli _demo tl pl pp get runner _prepared _prediction _reader inspection _labels _annotation".split(),
+    *"foundation.expression foundation._candidates".split(),
     "foundation.strategies.pca_logreg",  # what it calls of scanpy takes nothing else
 }
 KNOW_NETWORK = {"foundation.checkpoints", "foundation._download"}

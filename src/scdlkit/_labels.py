@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -52,7 +53,7 @@ def find_label_key(adata: AnnData, label_key: str | None) -> str:
         return key
     candidates = [
         name
-        for name, column in adata.obs.items()
+        for name, column in _columns(adata)
         if not pd.api.types.is_float_dtype(column) and 2 <= column.nunique() <= max(2, adata.n_obs // 2)
     ]
     named = ", ".join(repr(name) for name in candidates) or "none"
@@ -68,7 +69,7 @@ def read_labels(adata: AnnData, label_key: str) -> Labels:
     ValueError
         If fewer than two labels are found.
     """
-    column = adata.obs[label_key]
+    column = _column(adata, label_key)
     if not isinstance(column.dtype, pd.CategoricalDtype):
         column = column.astype("category")
     column = column.cat.remove_unused_categories()
@@ -97,7 +98,7 @@ def read_groups(adata: AnnData, group_key: str | None) -> np.ndarray | None:
         raise ValueError(
             f"group_key={group_key!r} is not a column of adata.obs. Columns that look like groups: {candidates}."
         )
-    column = adata.obs[group_key]
+    column = _column(adata, group_key)
     if missing := int(column.isna().sum()):
         raise ValueError(f"group_key={group_key!r} is missing for {missing:,} cells; every cell needs a group.")
     return column.astype(str).to_numpy()
@@ -107,12 +108,20 @@ def group_candidates(adata: AnnData, exclude: tuple[str, ...] = ()) -> dict[str,
     """Columns whose name speaks of donors or batches, with their number of values."""
     return {
         str(name): int(column.nunique())
-        for name, column in adata.obs.items()
-        if name not in exclude
-        and any(word in str(name).lower() for word in _GROUP_WORDS)
-        and not pd.api.types.is_float_dtype(column)
-        and 2 <= column.nunique() < adata.n_obs
+        for name, column in _columns(adata, lambda name: any(word in name.lower() for word in _GROUP_WORDS))
+        if name not in exclude and not pd.api.types.is_float_dtype(column) and 2 <= column.nunique() < adata.n_obs
     }
+
+
+def _column(adata: AnnData, name: str) -> pd.Series:
+    """A column of ``.obs``, in memory also where ``adata`` was read lazily."""
+    column = adata.obs[name]
+    return column if isinstance(column, pd.Series) else column.to_series()
+
+
+def _columns(adata: AnnData, wanted: Callable[[str], bool] = lambda name: True) -> Iterator[tuple[str, pd.Series]]:
+    """Columns of ``.obs`` whose name is wanted, one after another."""
+    return ((name, _column(adata, name)) for name in adata.obs.keys() if wanted(str(name)))
 
 
 def drop_small_classes(

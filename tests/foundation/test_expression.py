@@ -1,3 +1,4 @@
+import re
 import warnings
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scdlkit.foundation import matrices
 from scdlkit.foundation.expression import choose_expression
 from scdlkit.foundation.vocabulary import Vocabulary
 
@@ -364,3 +366,103 @@ def test_duplicate_names_of_cells_and_genes(cells, vocabulary, symbols):
         expression = choose_expression(cells[3:20], vocabulary)
         assert (expression.genes.n_matched, expression.genes.n_duplicates) == (120, 1)
         np.testing.assert_array_equal(read(expression), cells.X[3:20].toarray())
+
+
+# --- on disk and lazy: a sample decides, every value is checked when it is read -------------------------------------------
+
+
+@pytest.fixture
+def many(symbols):
+    """200 cells of counts."""
+    counts = np.random.default_rng(4).poisson(1.5, size=(200, 120)).astype(np.float32)
+    obs = pd.DataFrame({"cell_type": ["B", "T"] * 100}, index=[f"cell{i}" for i in range(200)])
+    var = pd.DataFrame({"feature_name": symbols}, index=[f"ENSG{90_000_000_000 + i}" for i in range(120)])
+    return ad.AnnData(sp.csr_matrix(counts), obs=obs, var=var)
+
+
+@pytest.fixture(params=["backed", "zarr group", "dask", "lazy h5ad", "lazy zarr"])
+def stored(request, tmp_path, monkeypatch):
+    """A function that puts an AnnData on disk and opens it without reading its matrix."""
+    monkeypatch.setattr(matrices, "SAMPLE_ROWS", 16)
+    opened = []
+
+    def store(adata):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # anndata's and zarr's remarks on their formats
+            if "zarr" in request.param:
+                adata.write_zarr(tmp_path / "cells.zarr")
+            else:
+                adata.write_h5ad(tmp_path / "cells.h5ad")
+        if request.param == "backed":
+            result = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+            opened.append(result.file)
+        elif request.param == "zarr group":
+            zarr = pytest.importorskip("zarr")
+            matrix = ad.io.sparse_dataset(zarr.open_group(tmp_path / "cells.zarr", mode="r")["X"])
+            result = ad.AnnData(matrix, obs=adata.obs, var=adata.var)
+        elif request.param == "dask":
+            da = pytest.importorskip("dask.array")
+            lazy = da.from_array(adata.X.toarray(), chunks=(11, 120)).map_blocks(
+                sp.csr_matrix, dtype=np.float32, meta=sp.csr_matrix((0, 0), dtype=np.float32)
+            )
+            result = ad.AnnData(lazy, obs=adata.obs, var=adata.var)
+        else:
+            pytest.importorskip("xarray")
+            result = ad.experimental.read_lazy(tmp_path / f"cells.{request.param.split()[1]}")
+            opened.extend([result.file] if "h5ad" in request.param else [])
+        return result
+
+    yield store
+    for file in opened:
+        file.close()
+
+
+def test_stored_cells_are_read_as_they_are(many, stored, vocabulary, caplog):
+    caplog.set_level("INFO", logger="scdlkit")
+    expression = choose_expression(stored(many), vocabulary)
+    assert (expression.source, expression.kind, expression.n_cells) == ("X", "counts", 200)
+    assert expression.genes.n_matched == 120
+    assert "X holds counts, judged by 16 of 200 cells" in caplog.text
+    truth = many.X.toarray()
+    np.testing.assert_array_equal(read(expression, 30), truth)
+    np.testing.assert_array_equal(expression.rows([150, 3, 3]).toarray(), truth[[150, 3, 3]])
+    assert expression.cell_names.tolist() == many.obs_names.tolist()
+
+    starts = [cells.start for cells, _ in expression.chunks(30)]
+    left = list(expression.pieces(30, skip=set(starts[1:-1])))
+    assert [cells.start for cells, _ in left] == [starts[0], starts[-1]]
+    for cells, piece in left:
+        assert piece.cell_names.tolist() == many.obs_names[cells].tolist()
+        assert (piece.kind, piece.genes, piece.n_cells) == ("counts", expression.genes, cells.stop - cells.start)
+        np.testing.assert_array_equal(read(piece), truth[cells])
+
+
+def test_bad_values_the_sample_missed_are_found_on_reading(many, stored, vocabulary, symbols):
+    many.X[101, 7] = -3
+    many.X[102, 7] = np.nan
+    adata = stored(many)
+    expression = choose_expression(adata, vocabulary)
+    message = r"1 negative, 1 NaN.*first -3 in cell 'cell101', gene 'ENSG90000000007'"
+    with pytest.raises(ValueError, match=message):
+        list(expression.chunks(50))
+    with pytest.raises(ValueError, match=r"1 NaN.*cell 'cell102'"):
+        expression.rows([102, 4])
+    assert expression.rows([4, 100]).shape == (2, 120)
+
+
+def test_values_of_another_kind_are_warned_about_once(many, stored, vocabulary, caplog):
+    many.X[101:104] = many.X[101:104] * 0.5
+    expression = choose_expression(stored(many), vocabulary)
+    assert expression.kind == "counts"
+    assert len(read(expression, 10)) == 200
+    assert caplog.text.count("are values of two kinds mixed?") == 1
+    assert re.search(r"but from cell 'cell(9\d|10[01])' on there are fractions", caplog.text)  # the chunk of cell 101
+
+
+def test_a_matrix_stored_by_genes_is_said_to_be_read_whole(many, vocabulary, tmp_path, caplog):
+    many.X = sp.csc_matrix(many.X)
+    many.write_h5ad(tmp_path / "cells.h5ad")
+    backed = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    with closing(backed.file):
+        np.testing.assert_array_equal(read(choose_expression(backed, vocabulary)), many.X.toarray())
+    assert "(200 cells × 120 genes) is stored by genes (CSC), so all of it is read into memory" in caplog.text

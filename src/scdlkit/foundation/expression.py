@@ -11,13 +11,17 @@ Without ``layer`` or ``use_raw``:
 
 NaN or infinite values in ``.X`` are never worked around. Since binning goes by rank within a cell, counts, normalised and
 log1p values of the same genes give the same tokens; ``kind`` says which they are for those who need to know.
+
+Of a matrix in memory all values are looked at first. Of one on disk or in dask, a sample of its cells decides on matrix and
+kind, and every value is checked when it is read: what cannot be an expression value ends the reading with an error, and
+values of another kind than the sample's are warned about.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -26,14 +30,17 @@ import scipy.sparse as sp
 
 from scdlkit._settings import logger
 from scdlkit.foundation import matrices
-from scdlkit.foundation.gene_names import gene_columns
+from scdlkit.foundation._candidates import Candidate, has_x, of_layer, of_raw, of_x
 from scdlkit.foundation.matrices import Scan
 from scdlkit.foundation.vocabulary import GeneMatch, Vocabulary, check_overlap, minimum_overlap
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from pandas import Index
 
-__all__ = ["Expression", "check_overlap", "choose_expression", "minimum_overlap"]
+__all__ = ["CHUNK_CELLS", "Expression", "check_overlap", "choose_expression", "minimum_overlap"]
+
+CHUNK_CELLS = 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,28 +51,31 @@ class Expression:
     ----------
     matrix
         The AnnData's own matrix, not copied and never changed (of a view: an object that reads rows of it; of a CSC matrix,
-        which has no cheap rows: a CSR copy). Read it through :meth:`chunks` and :meth:`rows`.
+        which has no cheap rows: a CSR copy). Read it through :meth:`chunks`, :meth:`rows` or :meth:`pieces`.
     genes
         The token of each of its genes.
     source
         ``"X"``, ``"raw.X"`` or ``"layers['…']"``.
     kind
         ``"counts"``, ``"normalised"`` (linear scale) or ``"log1p"``.
-    cell_names
-        ``obs_names`` as strings.
+    names
+        ``obs_names``.
     warnings
         What was warned about when it was chosen.
     largest
-        The largest value.
+        The largest value of the cells that were looked at.
+    check
+        Called with the positions of cells and their rows whenever rows are read, where a sample decided.
     """
 
     matrix: Any = field(repr=False)
     genes: GeneMatch = field(repr=False)
     source: str
     kind: str
-    cell_names: np.ndarray = field(repr=False)
-    warnings: tuple[str, ...]
-    largest: float
+    names: Index = field(repr=False)
+    warnings: tuple[str, ...] = ()
+    largest: float = 0.0
+    check: Callable[[np.ndarray, sp.csr_matrix], None] | None = field(default=None, repr=False)
 
     @property
     def n_cells(self) -> int:
@@ -77,78 +87,65 @@ class Expression:
         """Columns, known to the checkpoint or not."""
         return int(self.matrix.shape[1])
 
+    @cached_property
+    def cell_names(self) -> np.ndarray:
+        """``obs_names`` as strings."""
+        return np.asarray(self.names).astype(str).astype(object)
+
     @property
     def log_values(self) -> bool:
         """Whether values are on a log1p scale, which matters where duplicate genes are added up."""
         return self.kind == "log1p"
 
-    def chunks(self, size: int = 4096) -> Iterator[tuple[slice, sp.csr_matrix]]:
+    def chunks(
+        self, size: int = CHUNK_CELLS, *, skip: Container[int] = frozenset()
+    ) -> Iterator[tuple[slice, sp.csr_matrix]]:
         """Read all cells in order.
 
         Parameters
         ----------
         size
             Most cells per chunk.
+        skip
+            First cells of chunks to leave out; where chunks begin depends on the matrix and ``size`` alone.
 
         Yields
         ------
         The cells' slice, and their rows: canonical float32 CSR over all genes, a copy that may be changed freely. Memory
-        stays at one chunk (for dask: one dask chunk).
+        stays at one chunk (for dask: one dask chunk, or the small ones that make up a chunk).
+
+        Raises
+        ------
+        ValueError
+            If a value is negative, NaN or infinite, where only a sample was looked at before.
         """
         if size < 1:
             raise ValueError(f"size must be at least 1, found {size}.")
-        yield from matrices.iterate_rows(self.matrix, size)
+        for cells, rows in matrices.iterate_rows(self.matrix, size, skip=skip):
+            if self.check is not None:
+                self.check(np.arange(cells.start, cells.stop), rows)
+            yield cells, rows
+
+    def pieces(
+        self, size: int = CHUNK_CELLS, *, skip: Container[int] = frozenset()
+    ) -> Iterator[tuple[slice, Expression]]:
+        """The same as :meth:`chunks`, each chunk as an expression of its own, in memory and checked."""
+        for cells, rows in self.chunks(size, skip=skip):
+            yield cells, replace(self, matrix=rows, names=self.names[cells], check=None)
 
     def rows(self, index: Sequence[int] | np.ndarray) -> sp.csr_matrix:
         """Rows of the selected cells (positions in any order, or a boolean mask), as :meth:`chunks` gives them."""
-        chosen = np.asarray(index, dtype=None if len(index) else np.intp)
-        return matrices.read_index(self.matrix, np.arange(self.n_cells)[chosen])
-
-
-class _ViewRows:
-    """Rows of a view of an AnnData; reading ``.X`` of the whole view would copy all of it."""
-
-    def __init__(self, view: AnnData, get: Callable[[AnnData], Any]) -> None:
-        # anndata has no public way to these, and cannot index a view of a backed file once more.
-        self._parent, columns = view._adata_ref, view._vidx
-        # anndata misreads positions of rows together with every second column, or columns in reverse.
-        stepped = isinstance(columns, slice) and columns.step not in (None, 1)
-        self._columns = np.arange(self._parent.n_vars)[columns] if stepped else columns
-        self._positions = np.arange(self._parent.n_obs)[view._oidx]
-        self._get = get
-        probe = self[:1]
-        self.dtype, self.shape = probe.dtype, (view.n_obs, probe.shape[1])
-        self.format = getattr(probe, "format", None)
-
-    def __getitem__(self, rows: Any) -> Any:
-        wanted, back = np.unique(self._positions[rows], return_inverse=True)  # HDF5 reads increasing positions only
-        return self._get(self._parent[wanted, self._columns])[back]
-
-    def to_memory(self) -> Any:
-        return self[:]
-
-
-@dataclass(frozen=True, eq=False)
-class _Candidate:
-    source: str
-    matrix: Any
-    genes: GeneMatch
-    gene_names: np.ndarray
-    n_useful: int
-
-    @cached_property
-    def rows(self) -> Any:
-        return matrices.with_rows(self.matrix)
-
-    @cached_property
-    def scan(self) -> Scan:
-        return matrices.scan(self.rows)
+        chosen = np.arange(self.n_cells)[np.asarray(index, dtype=None if len(index) else np.intp)]
+        rows = matrices.read_index(self.matrix, chosen)
+        if self.check is not None:
+            self.check(chosen, rows)
+        return rows
 
 
 def choose_expression(
     adata: AnnData, vocabulary: Vocabulary, *, layer: str | None = None, use_raw: bool | None = None
 ) -> Expression:
-    """Choose the matrix to read, check all its values, and find its genes in the vocabulary.
+    """Choose the matrix to read, check its values, and find its genes in the vocabulary.
 
     Parameters
     ----------
@@ -200,30 +197,39 @@ def choose_expression(
 
     notes: list[str] = []
     if layer is not None:
-        chosen = _layer(adata, vocabulary, layer)
+        chosen = of_layer(adata, vocabulary, layer)
     elif use_raw:
-        chosen = _raw(adata, vocabulary)
+        chosen = of_raw(adata, vocabulary)
     elif use_raw is False:
-        chosen = _x(adata, vocabulary)
+        chosen = of_x(adata, vocabulary)
     else:
         chosen = _by_default(adata, vocabulary, notes)
     if not chosen.scan.usable:
-        raise ValueError(_complaint(adata, chosen))
+        raise ValueError(_complaint(adata, chosen, chosen.scan))
     kind, odd = matrices.classify(chosen.rows, chosen.scan, logged="log1p" in adata.uns)
     notes += [f"{chosen.source}: {note}." for note in odd]
     for note in notes:
         warnings.warn(note, stacklevel=2)
     logger.debug("%s holds %s of %d genes", chosen.source, kind, chosen.genes.n_genes)
-    cell_names = np.asarray(adata.obs_names).astype(str).astype(object)
-    return Expression(chosen.rows, chosen.genes, chosen.source, kind, cell_names, tuple(notes), chosen.scan.largest)
+    check = None
+    if not matrices.in_memory(chosen.rows):
+        check = _Check(adata, chosen, kind)
+        if chosen.scan.n_rows < adata.n_obs:
+            logger.info(
+                "%s holds %s, judged by %d of %d cells; the values of all others are checked when they are read.",
+                chosen.source, kind, chosen.scan.n_rows, adata.n_obs,
+            )  # fmt: skip
+    return Expression(
+        chosen.rows, chosen.genes, chosen.source, kind, _cell_index(adata), tuple(notes), chosen.scan.largest, check
+    )
 
 
-def _by_default(adata: AnnData, vocabulary: Vocabulary, notes: list[str]) -> _Candidate:
-    x = _x(adata, vocabulary) if _has_x(adata) else None
+def _by_default(adata: AnnData, vocabulary: Vocabulary, notes: list[str]) -> Candidate:
+    x = of_x(adata, vocabulary) if has_x(adata) else None
     if x is not None and x.scan.usable:
         if adata.raw is None:
             return x
-        raw = _raw(adata, vocabulary)
+        raw = of_raw(adata, vocabulary)
         if raw.n_useful > 1.1 * x.n_useful and raw.scan.usable:
             notes.append(
                 f".raw.X is used, not .X: the checkpoint knows {raw.n_useful:,} of its genes, and {x.n_useful:,} of those "
@@ -235,67 +241,57 @@ def _by_default(adata: AnnData, vocabulary: Vocabulary, notes: list[str]) -> _Ca
         return x
     reason = "there is no .X" if x is None else ".X has negative values (scaled?)"
     if adata.raw is not None:
-        raw = _raw(adata, vocabulary)
+        raw = of_raw(adata, vocabulary)
         if raw.scan.usable:
             notes.append(f".raw.X is used, since {reason}; use_raw=True says so without this warning.")
             return raw
     if "counts" in adata.layers:
-        counts = _layer(adata, vocabulary, "counts")
+        counts = of_layer(adata, vocabulary, "counts")
         if counts.scan.usable:
             notes.append(f"layers['counts'] is used, since {reason}; layer='counts' says so without this warning.")
             return counts
-    return _x(adata, vocabulary) if x is None else x
+    return of_x(adata, vocabulary) if x is None else x
 
 
-def _has_x(adata: AnnData) -> bool:
-    return (adata._adata_ref if adata.is_view else adata).X is not None  # .X of a view is a copy of all of it
+def _cell_index(adata: AnnData) -> Index:
+    """``obs_names``, also where they were not loaded with the rest."""
+    return getattr(adata.obs, "true_index", adata.obs_names)
 
 
-def _x(adata: AnnData, vocabulary: Vocabulary) -> _Candidate:
-    if not _has_x(adata):
-        raise ValueError(f"adata.X is None; name a layer ({list(adata.layers)}) or use_raw=True.")
-    # CELLxGENE files keep genes that were filtered before normalisation as empty columns of .X.
-    filtered = np.asarray(adata.var["feature_is_filtered"]) if "feature_is_filtered" in adata.var else None
-    filtered = filtered if filtered is not None and filtered.dtype == bool else None
-    return _candidate(adata, vocabulary, "X", lambda some: some.X, filtered=filtered)
+class _Check:
+    """Look at values that the sample did not show, as they are read."""
+
+    def __init__(self, adata: AnnData, chosen: Candidate, kind: str) -> None:
+        self._adata, self._chosen, self._kind = adata, chosen, kind
+        self._limit = matrices.largest_logarithm("log1p" in adata.uns) if kind == "log1p" else np.inf
+
+    def __call__(self, positions: np.ndarray, rows: sp.csr_matrix) -> None:
+        """Raise a ValueError for values that are no expression; warn, once, where they are of another kind."""
+        found = matrices.scan(rows)
+        if found.first_bad is not None:
+            row, column, value = found.first_bad
+            raise ValueError(
+                _complaint(self._adata, self._chosen, replace(found, first_bad=(int(positions[row]), column, value)))
+            )
+        surprise = ""
+        if self._kind == "counts" and not found.integers:
+            surprise = "fractions"
+        elif found.largest > self._limit:
+            surprise = f"values over {self._limit:g}"
+        if surprise:
+            logger.warning(
+                "%s holds %s, judged by %d of its cells, but from cell %r on there are %s: are values of two kinds mixed? "
+                "They are all read as %s.",
+                self._chosen.source, self._kind, self._chosen.scan.n_rows,
+                str(self._adata.obs_names[int(positions[0])]), surprise, self._kind,
+            )  # fmt: skip
+            self._kind, self._limit = "", np.inf
 
 
-def _layer(adata: AnnData, vocabulary: Vocabulary, layer: str) -> _Candidate:
-    return _candidate(adata, vocabulary, f"layers[{layer!r}]", lambda some: some.layers[layer])
-
-
-def _raw(adata: AnnData, vocabulary: Vocabulary) -> _Candidate:
-    return _candidate(adata, vocabulary, "raw.X", lambda some: some.raw.X, raw=True)
-
-
-def _candidate(
-    adata: AnnData,
-    vocabulary: Vocabulary,
-    source: str,
-    get: Callable[[AnnData], Any],
-    *,
-    raw: bool = False,
-    filtered: np.ndarray | None = None,
-) -> _Candidate:
-    columns = gene_columns(adata.raw.var, adata.var) if raw else gene_columns(adata.var)
-    if not len(columns["var_names"]):
-        raise ValueError(f"{source} has no genes (adata has shape {adata.n_obs} × {adata.n_vars}).")
-    # Of a view, .raw in memory is a matrix of its own already, and a dask array is lazy anyway.
-    whole = not adata.is_view or (raw and not adata.isbacked) or matrices.is_dask(get(adata._adata_ref))
-    matrix = get(adata) if whole else _ViewRows(adata, get)
-    matrices.check_supported(matrix, f"adata.{source}")
-    genes = vocabulary.match(columns)
-    useful = genes.token_ids >= 0
-    if filtered is not None:
-        useful &= ~filtered
-    return _Candidate(source, matrix, genes, columns["var_names"], len(np.unique(genes.token_ids[useful])))
-
-
-def _complaint(adata: AnnData, chosen: _Candidate) -> str:
-    scanned, bad = chosen.scan, chosen.scan.first_bad
-    if bad is None:
+def _complaint(adata: AnnData, chosen: Candidate, scanned: Scan) -> str:
+    if scanned.first_bad is None:
         raise RuntimeError("no bad value was found")
-    row, column, value = bad
+    row, column, value = scanned.first_bad
     counts = {"negative": scanned.negative, "NaN": scanned.missing, "infinite": scanned.infinite}
     found = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
     advice = "Remove or repair these cells or genes."

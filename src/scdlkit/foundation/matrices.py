@@ -1,28 +1,38 @@
 """Rows and facts out of an expression matrix of any kind: dense, CSR, CSC, HDF5-backed, dask. Knows no AnnData.
 
 Everything reads block by block, so memory stays flat, and hands out copies, so nothing a caller does reaches the original.
-The one exception is CSC, which has no cheap rows: it is turned into CSR once.
+The one exception is CSC, which has no cheap rows: it is turned into CSR once. Facts about a matrix that is not in memory come
+from rows all over it, :data:`SAMPLE_ROWS` in all: to read an atlas twice would cost as much as to embed it on a GPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 
+from scdlkit._settings import logger
+
+SAMPLE_ROWS = 4096
+_SAMPLE_PLACES = 8
 _DENSE_ELEMENTS = 16_000_000  # of a dense block, read at once: 64 MB in float32
 _SPARSE_ROWS = 4096
 _PIECE = 1 << 20
-_SAMPLE_ROWS = 1024
+_CLASSIFIED_ROWS = 1024
 _LARGEST = float(np.finfo(np.float32).max)
 
 
 def is_dask(matrix: Any) -> bool:
     """Whether a matrix is a dask array, without importing dask."""
     return any(base.__module__.split(".")[0] == "dask" for base in type(matrix).__mro__)
+
+
+def in_memory(matrix: Any) -> bool:
+    """Whether reading the matrix costs next to nothing: neither on disk nor dask."""
+    return sp.issparse(matrix) or isinstance(matrix, np.ndarray) or getattr(matrix, "in_memory", False)
 
 
 def check_supported(matrix: Any, source: str) -> None:
@@ -39,9 +49,15 @@ def check_supported(matrix: Any, source: str) -> None:
 
 
 def with_rows(matrix: Any) -> Any:
-    """The matrix itself where rows can be read cheaply, else (CSC) a CSR copy."""
+    """The matrix itself where rows can be read cheaply, else (CSC) a CSR copy; says so where the copy is of a file."""
     if getattr(matrix, "format", None) in (None, "csr") or is_dask(matrix):
         return matrix
+    if not in_memory(matrix):
+        logger.warning(
+            "The matrix (%d cells × %d genes) is stored by genes (CSC), so all of it is read into memory. Store it by "
+            "cells (CSR) to have it read piece by piece.",
+            *matrix.shape,
+        )
     return (matrix if sp.issparse(matrix) else matrix.to_memory()).tocsr()
 
 
@@ -104,17 +120,46 @@ def read_index(matrix: Any, index: np.ndarray) -> sp.csr_matrix:
     return _stack(parts)[back]
 
 
-def iterate_rows(matrix: Any, size: int) -> Iterator[tuple[slice, sp.csr_matrix]]:
-    """Canonical CSR chunks of at most ``size`` rows, in order; a dask chunk is computed once."""
-    blocks = matrix.chunks[0] if is_dask(matrix) else (matrix.shape[0],)
+def iterate_rows(
+    matrix: Any, size: int, *, skip: Container[int] = frozenset()
+) -> Iterator[tuple[slice, sp.csr_matrix]]:
+    """Canonical CSR chunks of at most ``size`` rows, in order; a dask chunk is computed once.
+
+    ``skip`` has the first rows of chunks that are left out; where chunks begin depends on the matrix and ``size`` alone.
+    """
+    for block in row_blocks(matrix, size):
+        cuts = [slice(cut, min(cut + size, block.stop)) for cut in range(block.start, block.stop, size)]
+        wanted = [cut for cut in cuts if cut.start not in skip]
+        lazy = to_csr(_materialise(dask_rows(matrix, block))) if wanted and is_dask(matrix) else None
+        for cut in wanted:
+            if lazy is None:
+                yield cut, read_rows(matrix, cut.start, cut.stop)
+            else:
+                whole = len(cuts) == 1
+                yield cut, lazy if whole else lazy[cut.start - block.start : cut.stop - block.start]
+
+
+def row_blocks(matrix: Any, size: int) -> list[slice]:
+    """Rows that are read together: of a dask array as many chunks as make ``size`` rows, at least one; else all."""
+    if not is_dask(matrix):
+        return [slice(0, matrix.shape[0])] if matrix.shape[0] else []
+    blocks: list[slice] = []
     start = 0
-    for rows in blocks:
-        whole = to_csr(_materialise(matrix[start : start + rows])) if is_dask(matrix) else None
-        for cut in range(0, rows, size):
-            end = min(cut + size, rows)
-            part = read_rows(matrix, start + cut, start + end) if whole is None else whole[cut:end]
-            yield slice(start + cut, start + end), part
+    for rows in matrix.chunks[0]:
+        if blocks and start + rows - blocks[-1].start <= size:
+            blocks[-1] = slice(blocks[-1].start, start + rows)
+        elif rows:
+            blocks.append(slice(start, start + rows))
         start += rows
+    return blocks
+
+
+def dask_rows(matrix: Any, rows: slice) -> Any:
+    """The chunks of a dask array that make up ``rows``, one of :func:`row_blocks`; cheaper than slicing the array."""
+    ends = np.cumsum(matrix.chunks[0])
+    return matrix.blocks[
+        int(np.searchsorted(ends, rows.start, side="right")) : int(np.searchsorted(ends, rows.stop)) + 1
+    ]
 
 
 def _block_rows(matrix: Any) -> int:
@@ -125,9 +170,10 @@ def _block_rows(matrix: Any) -> int:
 
 @dataclass(frozen=True)
 class Scan:
-    """What one pass over all values found.
+    """What one pass over the values found.
 
     ``first_bad`` is row, column and value of the first (by row, then column) value that is negative or not finite.
+    ``n_rows`` is how many rows were looked at.
     """
 
     integers: bool
@@ -136,6 +182,7 @@ class Scan:
     missing: int = 0
     infinite: int = 0
     first_bad: tuple[int, int, float] | None = None
+    n_rows: int = 0
 
     @property
     def usable(self) -> bool:
@@ -147,21 +194,34 @@ def _value_blocks(matrix: Any) -> Iterator[tuple[int, Any]]:
     """First row and values of each block; a sparse matrix in memory is one block of its stored values."""
     if sp.issparse(matrix):
         yield 0, matrix
-    elif is_dask(matrix):
-        start = 0
-        for rows in matrix.chunks[0]:
-            yield start, _materialise(matrix[start : start + rows])
-            start += rows
+        return
+    n_rows = matrix.shape[0]
+    if in_memory(matrix) or n_rows <= SAMPLE_ROWS:
+        places = row_blocks(matrix, 1)
     else:
-        step = _block_rows(matrix)
-        for start in range(0, matrix.shape[0], step):
-            yield start, _materialise(matrix[start : start + step])
+        places = _spread(n_rows, SAMPLE_ROWS)
+    for rows in places:
+        step = rows.stop - rows.start if is_dask(matrix) else _block_rows(matrix)
+        for start in range(rows.start, rows.stop, step):
+            yield start, _materialise(matrix[start : min(start + step, rows.stop)])
+
+
+def _spread(n_rows: int, n_wanted: int) -> list[slice]:
+    """About ``n_wanted`` rows in a few places, the first and the last included."""
+    at_once = n_wanted // _SAMPLE_PLACES
+    starts = np.unique(np.linspace(0, max(0, n_rows - at_once), _SAMPLE_PLACES).astype(int)).tolist()
+    return [slice(start, min(n_rows, start + at_once)) for start in starts]
 
 
 def scan(matrix: Any) -> Scan:
-    """Look at every value of a matrix with cheap rows once: the largest, whether all are integers, and every one that is no expression value."""
+    """Look at the values of a matrix with cheap rows once: the largest, whether all are integers, and every one that is no expression value.
+
+    Of a matrix that is not in memory these are the values of a sample of its rows.
+    """
     integers, largest, counts, first = True, 0.0, np.zeros(3, dtype=np.int64), None
+    n_rows = 0
     for start, block in _value_blocks(matrix):
+        n_rows += block.shape[0]
         values = block.data[: block.indptr[-1]] if sp.issparse(block) else block.reshape(-1)
         bad = False
         for cut in range(0, values.size, _PIECE):
@@ -176,7 +236,7 @@ def scan(matrix: Any) -> Scan:
             counts += found
             first = first or (where[0] + start, *where[1:])
     negative, missing, infinite = counts.tolist()
-    return Scan(integers, largest, negative, missing, infinite, first)
+    return Scan(integers, largest, negative, missing, infinite, first, n_rows)
 
 
 def _bad_values(block: Any, values: np.ndarray) -> tuple[np.ndarray, tuple[int, int, float]]:
@@ -218,12 +278,11 @@ def classify(matrix: Any, scanned: Scan, *, logged: bool = False) -> tuple[str, 
     if scanned.integers:
         binary = scanned.largest == 1 and matrix.shape[0] >= 20  # a few shallow cells may hold no 2
         return "counts", ("all values are 0 or 1 (binarised?), so that all genes of a cell tie",) if binary else ()
-    n_cells = matrix.shape[0]
-    starts = np.unique(np.linspace(0, max(0, n_cells - _SAMPLE_ROWS // 8), 8).astype(int))
-    sample = _stack([read_rows(matrix, int(start), min(n_cells, int(start) + _SAMPLE_ROWS // 8)) for start in starts])
+    rows = _spread(matrix.shape[0], _CLASSIFIED_ROWS)
+    sample = _stack([read_rows(matrix, some.start, some.stop) for some in rows])
     if _sums_agree(sample, sample.data):
         return "normalised", ()
-    if scanned.largest > (25 if logged else 15):
+    if scanned.largest > largest_logarithm(logged):
         return "normalised", ()
     if scanned.largest < 4:
         once = np.expm1(sample.data.astype(np.float64))
@@ -231,6 +290,11 @@ def classify(matrix: Any, scanned: Scan, *, logged: bool = False) -> tuple[str, 
         if _sums_agree(sample, twice) or (_near_integers(twice) and not _near_integers(once)):
             return "log1p", ("the values were log-transformed twice",)
     return "log1p", ()
+
+
+def largest_logarithm(logged: bool) -> float:
+    """What log1p values do not exceed; more is possible in other bases, where the data set says that it is logarithmic."""
+    return 25.0 if logged else 15.0
 
 
 def _sums_agree(sample: sp.csr_matrix, values: np.ndarray) -> bool:

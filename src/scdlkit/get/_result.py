@@ -87,4 +87,5 @@ def find_obs(adata: AnnData, column: str, hint: str) -> pd.Series:
     """A column of ``.obs``, or a KeyError that ends with ``hint``."""
     if column not in adata.obs:
         raise KeyError(f"adata.obs[{column!r}] not found. {hint}")
-    return adata.obs[column]
+    values = adata.obs[column]
+    return values if isinstance(values, pd.Series) else values.to_series()  # of an AnnData that was read lazily
