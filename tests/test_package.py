@@ -29,7 +29,8 @@ LAYERS = """
     runner _saved _prepared _prediction _reader inspection _labels _annotation _run_config
     foundation.bundle foundation.export foundation.comparison foundation.metrics foundation.calibration
     foundation.training foundation._fit foundation._training_state foundation._preflight
-    foundation.inference foundation.known_cells foundation.splits foundation.strategies
+    foundation.inference foundation.known_cells foundation.plan foundation.folds foundation.splits
+    foundation._split_checks foundation._group_splits foundation.strategies
     foundation.weights foundation.model foundation.batching foundation.tokens foundation._binning
     foundation.expression foundation._candidates foundation.matrices foundation.vocabulary foundation.gene_match foundation.gene_names
     foundation.checkpoints foundation._download foundation._lock foundation._memory

@@ -9,17 +9,24 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 
-TRAIN, VAL, TEST, UNLABELLED = 0, 1, 2, -1
+from ._group_splits import TEST, TRAIN, VAL, Assignment, GroupTable, assign_groups, group_table
+from ._split_checks import (
+    UNLABELLED,
+    absence_warnings,
+    check_sizes,
+    class_problems,
+    group_problems,
+    listing,
+    name_warnings,
+    trainable_classes,
+)
+
 SMALLEST_CLASS = 3  # one cell for each of train, validation and test
 SMALLEST_GROUPS = 3
 _NAMES = np.array(["train", "val", "test", "unlabelled"], dtype=object)
-_PERMUTATIONS = (100, 1000)  # at least and at most
-_PERMUTATION_WORK = 20_000_000  # entries of groups x classes looked at in all
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,7 @@ def make_split(
     val_size: float = 0.15,
     test_size: float = 0.15,
     seed: int = 42,
+    repeat: int = 0,
 ) -> Split:
     """Split labelled cells into train, validation and test.
 
@@ -93,6 +101,9 @@ def make_split(
         Shares of the labelled cells.
     seed
         Another seed, another split.
+    repeat
+        Which of several splits under one seed. With groups, repeat ``r`` is the assignment that comes next after the
+        ``r`` best ones; where there are not that many, it starts again with the best.
 
     Returns
     -------
@@ -118,19 +129,16 @@ def make_split(
     assignment = np.full(len(codes), UNLABELLED, dtype=np.int8)
     labelled = np.flatnonzero(codes >= 0)
     if groups is None:
-        n_repeated = len(cell_names) - len(np.unique(cell_names.astype(str)))
-        if n_repeated:
-            warnings.append(f"{n_repeated} cell names are not unique; the split of these cells depends on their order.")
-        assignment[labelled] = _stratified(codes[labelled], cell_names[labelled], val_size, test_size, seed)
+        warnings += name_warnings(cell_names)
+        assignment[labelled] = _stratified(
+            codes[labelled], cell_names[labelled], val_size, test_size, repeat_seed(seed, repeat)
+        )
     else:
-        table = _group_table(codes, np.asarray(groups), len(classes))
-        parts = _assign_groups(table, val_size, test_size, seed).parts
+        table = group_table(codes, np.asarray(groups), len(classes))
+        found = _assignments(table, val_size, test_size, seed, n=repeat + 1)
+        parts = found[repeat % len(found)].parts
         assignment[labelled] = parts[table.group_of]
-        for part, word in ((VAL, "validation"), (TEST, "test")):
-            absent = table.counts[parts == part].sum(0) == 0
-            if absent.any():
-                names = _listing([str(label) for label in np.asarray(classes, dtype=object)[absent]])
-                warnings.append(f"No {word} cells of {names}: these classes occur in too few groups.")
+        warnings += absence_warnings(codes, [assignment], classes, by_group=True)
     return Split(assignment, tuple(warnings))
 
 
@@ -150,39 +158,25 @@ def split_feasibility(
     >>> split_feasibility(np.array([0, 0, 0, 1]), ["B", "T"])[0]
     'Too few cells for train, validation and test: T (1); a class needs at least 3 labelled cells. ...'
     """
-    _check_sizes(val_size, test_size)
+    check_sizes(val_size, test_size)
     codes = np.asarray(codes)
-    if len(codes) and (codes.min() < UNLABELLED or codes.max() >= len(classes)):
-        raise ValueError(f"codes must be in [-1, {len(classes)}), found {codes.min()} to {codes.max()}.")
-    counts = np.bincount(codes[codes >= 0], minlength=len(classes))
-    if len(classes) < 2:
-        return [f"At least two classes are needed to learn labels, found {len(classes)}."]
-    labels = [str(label) for label in classes]
-    small = [f"{labels[code]} ({counts[code]})" for code in np.flatnonzero(counts < SMALLEST_CLASS)]
-    if small:
-        return [
-            f"Too few cells for train, validation and test: {_listing(small)}; a class needs at least "
-            f"{SMALLEST_CLASS} labelled cells. Merge or remove these classes, or drop them with small_classes='drop'."
-        ]
+    if problems := class_problems(codes, classes, SMALLEST_CLASS):
+        return problems
     if groups is None:
         return []
-    groups = np.asarray(groups)
-    if len(groups) != len(codes):
-        raise ValueError(f"groups has {len(groups)} cells, codes {len(codes)}.")
-    without = int((pd.isna(groups) & (codes >= 0)).sum())
-    if without:
-        return [f"{without} labelled cells have no group; give them one or leave out group_key."]
-    table = _group_table(codes, groups, len(classes))
+    if problems := group_problems(codes, groups):
+        return problems
+    table = group_table(codes, np.asarray(groups), len(classes))
     if len(table.counts) < SMALLEST_GROUPS:
         return [
             f"A split by groups needs at least {SMALLEST_GROUPS} groups with labelled cells, found "
-            f"{len(table.counts)}: {_listing(table.names)}."
+            f"{len(table.counts)}: {listing(table.names)}."
         ]
-    absent = _assign_groups(table, val_size, test_size, seed).absent
+    absent = _assignments(table, val_size, test_size, seed)[0].absent
     if len(absent):
-        where = [f"{labels[code]} ({_n_groups(table, code)})" for code in absent]
+        where = [f"{classes[int(code)]} ({table.n_groups(code)})" for code in absent]
         return [
-            f"No split by whole groups has every class in training: left out would be {_listing(where)} (groups "
+            f"No split by whole groups has every class in training: left out would be {listing(where)} (groups "
             f"they occur in, of {len(table.counts)}). Use a finer group_key, merge or remove these classes, or drop "
             "them with small_classes='drop'."
         ]
@@ -208,24 +202,22 @@ def usable_classes(
     >>> usable_classes(np.array([0, 0, 0, 1]), ["B", "T"])
     array([ True, False])
     """
-    _check_sizes(val_size, test_size)
-    codes = np.asarray(codes)
-    usable = np.bincount(codes[codes >= 0], minlength=len(classes)) >= SMALLEST_CLASS
-    if groups is None:
-        return usable
-    kept = np.where((codes >= 0) & usable[codes] & ~pd.isna(np.asarray(groups)), codes, UNLABELLED)
-    usable &= np.bincount(kept[kept >= 0], minlength=len(classes)) >= SMALLEST_CLASS
-    # Dropping classes changes what the best assignment is, so drop until nothing is left out.
-    while usable.any():
-        kept = np.where((kept >= 0) & usable[kept], kept, UNLABELLED)
-        table = _group_table(kept, np.asarray(groups), len(classes))
-        if len(table.counts) < SMALLEST_GROUPS:
-            break
-        absent = [code for code in _assign_groups(table, val_size, test_size, seed).absent if usable[code]]
-        if not absent:
-            break
-        usable[absent] = False
-    return usable
+    check_sizes(val_size, test_size)
+
+    def left_out(table: GroupTable) -> np.ndarray:
+        return _assignments(table, val_size, test_size, seed)[0].absent
+
+    return trainable_classes(
+        codes, len(classes), groups, smallest=SMALLEST_CLASS, fewest_groups=SMALLEST_GROUPS, left_out=left_out
+    )
+
+
+def repeat_seed(seed: int, repeat: int, fold: int = 0) -> int:
+    """Seed of one of several fits, below 2**32; the first has the seed itself."""
+    if repeat == fold == 0:
+        return seed
+    digest = hashlib.blake2b(f"{seed} {repeat} {fold}".encode(), digest_size=4, key=b"scdlkit fit").digest()
+    return int.from_bytes(digest, "little")
 
 
 def name_hashes(cell_names: np.ndarray, seed: int) -> np.ndarray:
@@ -237,8 +229,8 @@ def name_hashes(cell_names: np.ndarray, seed: int) -> np.ndarray:
 
 def _stratified(codes: np.ndarray, cell_names: np.ndarray, val_size: float, test_size: float, seed: int) -> np.ndarray:
     present, counts = np.unique(codes, return_counts=True)
-    n_val = _round_to_total(counts * val_size, np.zeros(len(counts)))
-    n_test = _round_to_total(counts * test_size, n_val - counts * val_size)
+    n_val = round_to_total(counts * val_size, np.zeros(len(counts)))
+    n_test = round_to_total(counts * test_size, n_val - counts * val_size)
     for index, count in enumerate(counts):  # large shares of a small class can leave nothing to train on
         while n_val[index] + n_test[index] >= count:
             over_val, over_test = n_val[index] - count * val_size, n_test[index] - count * test_size
@@ -255,7 +247,7 @@ def _stratified(codes: np.ndarray, cell_names: np.ndarray, val_size: float, test
     return parts
 
 
-def _round_to_total(ideal: np.ndarray, penalty: np.ndarray) -> np.ndarray:
+def round_to_total(ideal: np.ndarray, penalty: np.ndarray) -> np.ndarray:
     """Round down or up so that the total is right; largest remainders go up first, and nothing is below 1."""
     sizes = np.maximum(np.floor(ideal), 1).astype(np.int64)
     missing = int(round(ideal.sum())) - int(sizes.sum())
@@ -266,68 +258,5 @@ def _round_to_total(ideal: np.ndarray, penalty: np.ndarray) -> np.ndarray:
     return sizes
 
 
-class _GroupTable(NamedTuple):
-    names: list[str]
-    group_of: np.ndarray  # group of each labelled cell
-    counts: np.ndarray  # [groups, classes]
-
-
-class _Groups(NamedTuple):
-    parts: np.ndarray  # [groups]
-    absent: np.ndarray  # classes without training cells
-
-
-def _group_table(codes: np.ndarray, groups: np.ndarray, n_classes: int) -> _GroupTable:
-    labelled = codes >= 0
-    names, group_of = np.unique(groups[labelled].astype(str), return_inverse=True)
-    counts = np.zeros((len(names), n_classes), dtype=np.int64)
-    np.add.at(counts, (group_of, codes[labelled]), 1)
-    return _GroupTable(names.tolist(), group_of, counts)
-
-
-def _assign_groups(table: _GroupTable, val_size: float, test_size: float, seed: int) -> _Groups:
-    """Best of many seeded orders of the groups, each filling validation, then test, then training."""
-    counts = table.counts
-    n_groups, total, per_class = len(counts), counts.sum(), counts.sum(0)
-    present = per_class > 0
-    share = np.array([1 - val_size - test_size, val_size, test_size])
-    only_here = ((counts > 0) & ((counts > 0).sum(0) == 1)).any(1)  # the one group of a class has to train
-    trials = int(np.clip(_PERMUTATION_WORK // counts.size, *_PERMUTATIONS))
-    keys = np.random.default_rng([seed, 1]).random((trials, n_groups))
-    keys[::2] += only_here  # every other order has them last
-    order = keys.argsort(1)
-    place = order.argsort(1)
-    sizes = counts.sum(1)[order].cumsum(1)
-    n_val = _closest_prefix(sizes, np.full(trials, val_size * total), np.zeros(trials), n_groups - 2)
-    reached = np.take_along_axis(sizes, n_val[:, None] - 1, 1)[:, 0]
-    n_held_out = _closest_prefix(sizes, reached + test_size * total, n_val, n_groups - 1)
-    parts = np.where(place < n_val[:, None], VAL, np.where(place < n_held_out[:, None], TEST, TRAIN))
-    found = np.stack([(parts == part) @ counts.astype(np.float64) for part in (TRAIN, VAL, TEST)], axis=1)
-    absent = (found[:, :, present] == 0).sum(2)
-    size_error = np.abs(found.sum(2) / total - share).sum(1)
-    class_error = np.abs(found / np.maximum(per_class, 1) - share[:, None])[:, :, present].mean((1, 2))
-    best = np.lexsort((np.round(size_error + class_error, 9), absent[:, 1:].sum(1), absent[:, 0]))[0]
-    return _Groups(parts[best].astype(np.int8), np.flatnonzero(present & (found[best, 0] == 0)))
-
-
-def _closest_prefix(sizes: np.ndarray, wanted: np.ndarray, above: np.ndarray, most: int) -> np.ndarray:
-    """How many of the first groups come closest to the wanted number of cells, ``above + 1`` to ``most``, by trial."""
-    distance = np.abs(sizes[:, :most] - wanted[:, None])
-    distance[np.arange(most) < above[:, None]] = np.inf
-    return distance.argmin(1) + 1
-
-
-def _check_sizes(val_size: float, test_size: float) -> None:
-    for name, size in (("val_size", val_size), ("test_size", test_size)):
-        if not 0 < size < 1:
-            raise ValueError(f"{name} must be above 0 and below 1, found {size}.")
-    if val_size + test_size >= 1:
-        raise ValueError(f"val_size + test_size must be below 1 to leave training cells, found {val_size + test_size}.")
-
-
-def _n_groups(table: _GroupTable, code: int) -> int:
-    return int((table.counts[:, code] > 0).sum())
-
-
-def _listing(names: Sequence[str], most: int = 10) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+def _assignments(table: GroupTable, val_size: float, test_size: float, seed: int, n: int = 1) -> list[Assignment]:
+    return assign_groups(table.counts, val_size=val_size, test_size=test_size, seed=[seed, 1], n=n)
