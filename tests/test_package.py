@@ -28,6 +28,7 @@ LAYERS = """
     cli _demo tl pl pp get
     runner _saved _prepared _prediction _reader inspection _labels _annotation _run_config
     foundation.bundle foundation.export foundation.comparison foundation.metrics foundation.calibration
+    foundation._one_fit foundation._run_state
     foundation.training foundation._fit foundation._training_state foundation._preflight
     foundation.inference foundation.known_cells foundation.plan foundation.folds foundation.splits
     foundation._split_checks foundation._group_splits foundation.strategies

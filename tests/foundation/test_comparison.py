@@ -7,6 +7,7 @@ import pytest
 from scipy.stats import bootstrap
 from sklearn.metrics import accuracy_score, f1_score
 
+from scdlkit.foundation import comparison
 from scdlkit.foundation.comparison import (
     HISTORY_COLUMNS,
     PER_CLASS_COLUMNS,
@@ -195,9 +196,38 @@ def test_all_failing_raises_with_reasons() -> None:
         run(Fixed("one", TRUE, error=ValueError), Fixed("two", TRUE, error=KeyError))
 
 
-def test_interrupt_passes() -> None:
+def test_interrupt_before_anything_is_finished_passes(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(KeyboardInterrupt):
-        run(Fixed("one", TRUE, error=KeyboardInterrupt))
+        run(Fixed("one", TRUE, error=KeyboardInterrupt), Fixed("two", TRUE))
+    assert "Interrupted, nothing is compared. A call with output_dir keeps what it has done" in caplog.text
+
+
+def test_interrupt_keeps_what_is_finished() -> None:
+    with pytest.warns(UserWarning) as warned:
+        result = run(
+            Fixed("one", wrong(0.1)),
+            Fixed("bad", TRUE, error=ValueError),
+            Fixed("two", TRUE, error=KeyboardInterrupt),
+            Fixed("three", TRUE),
+        )
+    assert result.best == "one" and set(result.fitted) == {"one"} and result.unfinished == ("two", "three")
+    assert "Interrupted: not compared are two, three; finished are one" in str(warned[-1].message)
+    table = result.table.set_index("strategy")
+    assert table["error"].tolist() == ["", "ValueError: no luck"] + 2 * ["KeyboardInterrupt: not finished"]
+    assert table.loc["three", "rank"] == 4 and np.isnan(table.loc["three", "val_macro_f1"])
+    alone = run(Fixed("one", wrong(0.1)))
+    assert table.loc["one", "test_macro_f1"] == alone.table["test_macro_f1"][0]
+
+
+def test_an_error_of_one_among_several_processes_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others wait for it in a step that it does not take part in."""
+    monkeypatch.setattr(comparison, "launched_processes", lambda: 2)
+    with pytest.raises(MemoryError):
+        run(Fixed("one", TRUE), Fixed("two", TRUE, error=MemoryError))
+    with pytest.raises(KeyboardInterrupt):
+        run(Fixed("one", TRUE), Fixed("two", TRUE, error=KeyboardInterrupt))
+    with pytest.warns(UserWarning, match="'two' failed"):
+        assert run(Fixed("one", TRUE), Fixed("two", TRUE, error=FloatingPointError)).best == "one"
 
 
 def test_one_class_for_all_cells_is_reported() -> None:

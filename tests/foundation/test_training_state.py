@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from scdlkit.foundation._training_state import file_stem
 from scdlkit.foundation.strategies import CellData, Head, HeadConfig, TrainingConfig
 from scdlkit.foundation.training import Trainer
 
@@ -129,6 +130,46 @@ def test_the_state_of_another_run_is_refused(tmp_path, changes, message):
     with pytest.raises(ValueError, match=f"head.training.pt is from another run of 'head', with {message}"):
         head_fit(Trainer(progress=False, state_dir=tmp_path, resume=True), **changes)
     head_fit(Trainer(progress=False, state_dir=tmp_path), **changes)  # starts over
+
+
+def test_names_of_files():
+    """Different names, also where the file system does not tell case or composed letters apart."""
+    names = [
+        "lora",
+        "Lora",
+        "LORA",
+        "a/b",
+        "a%2Fb",
+        "..",
+        "",
+        "\u00e9",
+        "e\u0301",
+        "γδ T",
+        "x" * 300,
+        "x" * 299 + "y",
+        "con\n",
+    ]
+    stems = [file_stem(name) for name in names]
+    assert len({stem.lower() for stem in stems}) == len(names)
+    assert all(stem.isascii() and "/" not in stem and len(stem) < 150 for stem in stems)
+    assert stems[0] == "lora"
+
+
+def test_a_file_that_cannot_be_read_says_so(tmp_path):
+    head_fit(Trainer(progress=False, state_dir=tmp_path))
+    path = tmp_path / "head.training.pt"
+    path.write_bytes(path.read_bytes()[:-2000])
+    with pytest.raises(ValueError, match="head.training.pt cannot be read .*: remove it"):
+        head_fit(Trainer(progress=False, state_dir=tmp_path, resume=True))
+
+
+def test_time_before_the_interrupt_counts(tmp_path):
+    trainer = Trainer(progress=False, state_dir=tmp_path)
+    head_fit(trainer)
+    assert trainer.seconds_before == 0
+    again = Trainer(progress=False, state_dir=tmp_path, resume=True)
+    head_fit(again)
+    assert again.seconds_before > 0
 
 
 def test_resume_needs_a_folder():

@@ -103,13 +103,13 @@ def from_main(read: Callable[[], T], device: torch.device) -> T:
         return read()
     from accelerate.utils import broadcast_object_list
 
-    message: list[Any] = [None, ""]
+    message: list[Any] = [None, None]
     if here.is_main:
         try:
             message[0] = read()
         except ValueError as error:
-            message[1] = str(error)
+            message[1] = error
     broadcast_object_list(message)
-    if message[1]:
-        raise ValueError(message[1])
+    if message[1] is not None:
+        raise message[1]
     return message[0]

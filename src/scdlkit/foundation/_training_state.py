@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,9 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .strategies import CellData, GradientStrategy
+from .strategies import CellData, Strategy
 
 _FORMAT = 1
+_PLAIN = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_")
+_LONGEST = 120  # signs of a file name without its ending
 
 
 @dataclass
@@ -29,6 +32,7 @@ class Progress:
     accumulation: int = 1
     best: tuple[float, float] | None = None  # validation macro-F1 and negative loss
     finished: bool = False
+    seconds: float = 0.0  # that the training took
     history: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -40,6 +44,10 @@ class Saved(NamedTuple):
     best_weights: dict[str, Tensor]
     optimizer: dict[str, Any]
     scaler: dict[str, Any]
+
+
+class StateError(ValueError):
+    """What is on disk belongs to another run, or cannot be read."""
 
 
 class StateFile:
@@ -57,55 +65,86 @@ class StateFile:
 
     def __init__(self, folder: str | os.PathLike[str], name: str, run: Mapping[str, Any]) -> None:
         self.name, self.run = name, dict(run)
-        # a name may be the user's own, with any signs in it
-        plain = "".join(sign if sign.isalnum() or sign in "-_" else f"%{ord(sign):02X}" for sign in name)
-        self.path = Path(folder) / f"{plain}.training.pt"
+        self.path = Path(folder) / f"{file_stem(name)}.training.pt"
 
     def write(self, saved: Saved) -> None:
         """Replace the file; a crash leaves the old or the new one, never half of one."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         plain = {"format": _FORMAT, "run": self.run, "progress": asdict(saved.progress)}
-        content = {**saved._asdict(), "progress": json.dumps(plain)}
-        unfinished = self.path.with_name(f".{self.path.name}.part")
-        with unfinished.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(self.path)
+        write_file(self.path, {**saved._asdict(), "progress": json.dumps(plain)})
 
     def read(self) -> Saved | None:
         """What was saved, None if nothing was.
 
         Raises
         ------
-        ValueError
+        StateError
             If the file is of another run: other cells, config, seed or classes.
         """
         if not self.path.is_file():
             return None
-        content = torch.load(self.path, map_location="cpu", weights_only=True)
+        content = read_file(self.path)
         plain = json.loads(content["progress"])
-        if plain["format"] != _FORMAT:
-            raise ValueError(
-                f"{self.path} has format {plain['format']}, this version of scdlkit reads {_FORMAT}; train with "
-                "resume=False."
-            )
-        run = plain["run"]
-        different = [key for key in {**run, **self.run} if not _same(run.get(key), self.run.get(key))]
-        if different:
-            raise ValueError(
-                f"{self.path} is from another run of {self.name!r}, with a different {', '.join(different)}. Choose "
-                "another state_dir, or start over with resume=False."
-            )
+        check_same(self.path, f"run of {self.name!r}", plain["run"], self.run, plain["format"], _FORMAT)
         progress = Progress(**plain["progress"])
         progress.best = None if progress.best is None else (progress.best[0], progress.best[1])
         return Saved(progress, *(content[part] for part in Saved._fields[1:]))
 
 
+def file_stem(name: str) -> str:
+    """A file name for any name, and another one for any other, also where case or Unicode forms are not told apart."""
+    plain = "".join(sign if sign in _PLAIN else "".join(f"%{byte:02X}" for byte in sign.encode()) for sign in name)
+    if len(plain) <= _LONGEST:
+        return plain
+    return f"{plain[: _LONGEST - 33]}-{hashlib.blake2b(name.encode(), digest_size=16).hexdigest()}"
+
+
+def write_file(path: Path, content: Mapping[str, Any]) -> None:
+    """Replace a file of tensors and plain values at once; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.part")
+    with unfinished.open("wb") as file:
+        torch.save(dict(content), file)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """What :func:`write_file` wrote, on the CPU.
+
+    Raises
+    ------
+    StateError
+        If it cannot be read.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, OSError) as error:
+        raise StateError(
+            f"{path} cannot be read ({type(error).__name__}: {error}): remove it, and what it held is computed anew."
+        ) from error
+
+
+def check_same(
+    path: Path, what: str, before: Mapping[str, Any], now: Mapping[str, Any], found: object = 1, known: object = 1
+) -> None:
+    """Raise a StateError unless both describe the same run, in the known format."""
+    if found != known:
+        raise StateError(
+            f"{path} has format {found}, this version of scdlkit knows {known}; start over with resume=False."
+        )
+    different = [key for key in {**before, **now} if not _same(before.get(key), now.get(key))]
+    if different:
+        raise StateError(
+            f"{path} is from another {what}, with a different {', '.join(different)}. Choose another folder, or start "
+            "over with resume=False."
+        )
+
+
 def describe_run(
-    strategy: GradientStrategy, train: CellData, val: CellData, *, n_classes: int, seed: int
+    strategy: Strategy, train: CellData, val: CellData, *, n_classes: int, seed: int, test: CellData | None = None
 ) -> dict[str, Any]:
-    """What a training depends on, as plain values: equal for the same call, different for any other."""
+    """What a fit depends on, as plain values: equal for the same call, different for any other."""
     return {
         "strategy": type(strategy).name,
         "config": json.loads(json.dumps(strategy.config.to_dict())),
@@ -113,6 +152,7 @@ def describe_run(
         "seed": seed,
         "training cells": _digest(train),
         "validation cells": _digest(val),
+        **({} if test is None else {"test cells": _digest(test)}),
         # an embedding is only equal up to rounding where it is computed anew
         "embedding": [] if train.embedding is None else [float(train.embedding.mean()), float(train.embedding.std())],
     }
@@ -123,12 +163,14 @@ def _digest(cells: CellData) -> str:
     parts = [np.asarray(cells.codes, dtype=np.int64)]
     if cells.tokens is not None:
         parts += [cells.tokens.indptr, cells.tokens.gene_ids, cells.tokens.bins]
+    if cells.expression is not None:
+        parts += [cells.expression.indptr, cells.expression.indices, cells.expression.data]
     for part in parts:
         digest.update(np.ascontiguousarray(part).tobytes())
     return digest.hexdigest()
 
 
 def _same(first: Any, second: Any) -> bool:
-    if isinstance(first, list) and isinstance(second, list) and len(first) == len(second) == 2:
-        return bool(np.allclose(first, second, rtol=1e-3, atol=1e-4))
+    if all(isinstance(part, list) and part and all(type(x) is float for x in part) for part in (first, second)):
+        return len(first) == len(second) and bool(np.allclose(first, second, rtol=1e-3, atol=1e-4))
     return bool(first == second)

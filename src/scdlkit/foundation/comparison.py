@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import time
 import warnings
 from collections.abc import Sequence
@@ -14,14 +13,15 @@ from tqdm.auto import tqdm
 
 from scdlkit._settings import logger, settings
 
-from ._memory import PeakMemory
+from ._one_fit import PARTS, fit_strategy
+from ._processes import launched_processes
+from ._run_state import FitState
+from ._training_state import StateError
 from .metrics import METRICS, classification_metrics, per_class_metrics
 from .splits import Split
-from .strategies import CellData, GradientStrategy, Strategy
+from .strategies import CellData, Strategy
 from .strategies._scores import f1_scores
-from .training import Trainer
 
-PARTS = ("val", "test")
 TABLE_COLUMNS = (
     "strategy",
     "role",
@@ -47,6 +47,7 @@ _RANK_BY = {
 }
 _COLLAPSED = 0.99
 _RESAMPLES = 1000
+_MET_BY_ALL = (ValueError, TypeError, ImportError, FloatingPointError)  # errors that all processes meet alike
 
 
 @dataclass
@@ -74,6 +75,8 @@ class Comparison:
         Labels of the cells of ``"val"`` and ``"test"``.
     predicted_codes
         Predictions for the same cells, by strategy and part.
+    unfinished
+        Strategies that an interrupt (Ctrl-C) left unfinished; their rows say so under error.
     """
 
     table: pd.DataFrame
@@ -84,6 +87,7 @@ class Comparison:
     errors: dict[str, str]
     true_codes: dict[str, np.ndarray] = field(default_factory=dict)
     predicted_codes: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    unfinished: tuple[str, ...] = ()
 
     def recommend(self, *, seed: int = 0) -> str:
         """One sentence: is the best strategy worth more than the best baseline without the foundation model?
@@ -153,10 +157,12 @@ def compare(
     seed: int = 42,
     device: str = "cpu",
     progress: bool | None = None,
+    state: FitState | None = None,
 ) -> Comparison:
     """Fit every strategy on the training cells, and measure it on the validation and test cells.
 
-    A strategy that fails does not lose the others: its row carries the error. Validation ranks, test is reported.
+    A strategy that fails does not lose the others: its row carries the error. After an interrupt (Ctrl-C) the strategies
+    that are finished are compared, and a warning names the others. Validation ranks, test is reported.
 
     Parameters
     ----------
@@ -172,6 +178,8 @@ def compare(
         Passed on to every fit.
     progress
         Show a progress bar; the setting by default.
+    state
+        Where epochs and finished strategies are kept; what is there already is not computed again.
 
     Returns
     -------
@@ -184,11 +192,14 @@ def compare(
         If there is no strategy, two have one name, or ``cells`` and ``split`` disagree.
     RuntimeError
         If all strategies fail; says why each did.
+    KeyboardInterrupt
+        If it is interrupted before any strategy is finished, or while several processes work together.
 
     Warns
     -----
     UserWarning
-        If a strategy fails, or predicts one class for more than 99 % of the validation cells while there are more.
+        If a strategy fails, the comparison is interrupted, or a strategy predicts one class for more than 99 % of the
+        validation cells while there are more.
 
     Example
     -------
@@ -205,9 +216,11 @@ def compare(
         raise ValueError(f"cells has {n_codes} label codes, split {len(split.assignment)} cells.")
     true_codes = {part: np.asarray(cells.codes)[getattr(split, part)] for part in PARTS}
     show = settings.progress if progress is None else progress
-    trainer = Trainer(progress=show)
     rows, history, per_class = [], [], []
-    fitted, errors, predicted_codes = {}, {}, {}
+    fitted: dict[str, Strategy] = {}
+    errors: dict[str, str] = {}
+    predicted_codes: dict[str, dict[str, np.ndarray]] = {}
+    unfinished: list[str] = []
     bar = tqdm(strategies, unit="strategy", disable=not show)
     for strategy in bar:
         name = strategy.name
@@ -216,27 +229,24 @@ def compare(
         row |= {"uses_encoder": strategy.uses_encoder}
         started = time.perf_counter()
         try:
-            for library in strategy.libraries:
-                importlib.import_module(library)
-            if isinstance(strategy, GradientStrategy):
-                trainer.warm_up()
-            readable = cells.only(strategy.needs | strategy.needs_to_fit)
-            parts = {part: readable.subset(getattr(split, part)) for part in ("train", *PARTS)}
-            started = time.perf_counter()
-            with PeakMemory(device) as memory:
-                strategy.fit(
-                    parts["train"],
-                    parts["val"],
-                    n_classes=len(classes),
-                    seed=seed,
-                    device=device,
-                    trainer=trainer,
-                )
-            row |= {"fit_seconds": time.perf_counter() - started, "peak_memory_mb": memory.mb}
+            probabilities, *costs = fit_strategy(
+                strategy, cells, split, n_classes=len(classes), seed=seed, device=device, progress=show, state=state
+            )
+            row |= dict(zip(("fit_seconds", "peak_memory_mb"), costs, strict=True))
             row |= {"n_trainable": strategy.n_trainable}
-            probabilities = {part: strategy.predict_proba(parts[part]) for part in PARTS}
             row |= _metrics(true_codes, probabilities, classes)
-        except Exception as error:  # noqa: BLE001  any failure of one strategy must leave the others
+        except StateError:
+            raise
+        except KeyboardInterrupt:
+            bar.close()
+            unfinished = [other.name for other in strategies if other.name not in {*fitted, *errors}]
+            if not fitted or launched_processes() > 1:  # processes may be interrupted at different moments
+                logger.warning("Interrupted, nothing is compared. %s", _how_to_go_on(state))
+                raise
+            break
+        except Exception as error:  # any failure of one strategy must leave the others
+            if launched_processes() > 1 and not isinstance(error, _MET_BY_ALL):
+                raise  # the other processes wait for this one
             errors[name] = f"{type(error).__name__}: {error}"
             row |= {"error": errors[name], "fit_seconds": time.perf_counter() - started}
             logger.debug("%s failed", name, exc_info=True)
@@ -251,6 +261,9 @@ def compare(
                     per_class.append(table.assign(strategy=name, split=part))
             _warn_if_collapsed(name, true_codes["val"], predicted_codes[name]["val"], classes)
         rows.append(row)
+    if unfinished:
+        _warn_of_interrupt(unfinished, list(fitted), state)
+        rows += [_unfinished_row(strategy) for strategy in strategies if strategy.name in unfinished]
     if not fitted:
         raise RuntimeError("All strategies failed. " + " ".join(f"{name}: {why}" for name, why in errors.items()))
     table = _ranked(pd.DataFrame(rows, columns=list(TABLE_COLUMNS)))
@@ -267,9 +280,30 @@ def compare(
         errors=errors,
         true_codes=true_codes,
         predicted_codes=predicted_codes,
+        unfinished=tuple(unfinished),
     )
     logger.info(comparison.recommend())
     return comparison
+
+
+def _unfinished_row(strategy: Strategy) -> dict[str, object]:
+    row = {"strategy": strategy.name, "role": strategy.role, "uses_encoder": strategy.uses_encoder}
+    return {**row, "error": "KeyboardInterrupt: not finished"}
+
+
+def _warn_of_interrupt(unfinished: Sequence[str], finished: Sequence[str], state: FitState | None) -> None:
+    warnings.warn(
+        f"Interrupted: not compared are {', '.join(unfinished)}; finished are {', '.join(finished)}, which can be used. "
+        f"{_how_to_go_on(state)}",
+        UserWarning,
+        stacklevel=3,
+    )
+
+
+def _how_to_go_on(state: FitState | None) -> str:
+    if state is None:
+        return "A call with output_dir keeps what it has done, and the same call with resume=True goes on."
+    return "The same call with resume=True goes on."
 
 
 def _metrics(

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -65,6 +66,7 @@ class Trainer:
         if resume and state_dir is None:
             raise ValueError("resume=True needs state_dir, the folder in which the interrupted run kept its epochs.")
         self.progress, self.state_dir, self.resume = progress, state_dir, resume
+        self.seconds_before = 0.0  # that interrupted runs had spent on what was trained last
 
     def warm_up(self) -> None:
         """Take one step on nothing, so that what PyTorch loads for its first step is not taken for training time."""
@@ -111,6 +113,7 @@ class Trainer:
 
         where, config = resolve_device(device), strategy.training
         weights = class_weights(np.asarray(train.codes, dtype=np.int64), n_classes, config.class_weight)
+        started = time.perf_counter()
         fit = Fit(strategy, train, class_weights=weights, seed=seed, device=where)
         file = None
         if self.state_dir is not None:
@@ -123,6 +126,7 @@ class Trainer:
                 fit.restore(saved)
                 logger.info("%s: goes on after epoch %d, from %s.", strategy.name, saved.progress.epoch, file.path)
         progress = fit.progress
+        self.seconds_before = progress.seconds
         strategy.history = progress.history
         val_codes = np.asarray(val.codes, dtype=np.int64)
         show = (settings.progress if self.progress is None else self.progress) and fit.is_main
@@ -145,6 +149,7 @@ class Trainer:
                     }
                     fit.judge(row)
                     bar.set_postfix(loss=f"{train_loss:.3f}", val_macro_f1=f"{row['val_macro_f1']:.3f}")
+                    progress.seconds = self.seconds_before + time.perf_counter() - started
                     if file is not None and fit.is_main:
                         file.write(fit.saved())
         except KeyboardInterrupt:
