@@ -106,6 +106,15 @@ def test_few_cells_constant_genes_and_empty_cells(train: CellData, val: CellData
         fitted(replace(constant, expression=sp.csr_matrix(np.ones_like(log))), val)
 
 
+def test_fewer_cells_than_components_leave_out_the_empty_one(train: CellData, val: CellData, query: CellData) -> None:
+    few = train.subset(np.concatenate([np.flatnonzero(train.codes == code)[:4] for code in range(3)]))
+    few = few.subset(np.r_[np.arange(few.n_cells), 0])  # one cell twice: 13 cells span 11 directions
+    one = fitted(few, val, C=1.0)
+    assert one.state_dict()["coef"].shape == (3, 11)
+    other = fitted(few, val, C=1.0, n_components=11)
+    np.testing.assert_allclose(one.predict_proba(query), other.predict_proba(query), atol=1e-4)
+
+
 def test_input_is_not_changed(train: CellData, val: CellData) -> None:
     before = train.expression.copy()
     fitted(train, val)

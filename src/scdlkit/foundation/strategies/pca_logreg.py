@@ -240,4 +240,6 @@ def _principal_components(matrix: sp.csr_matrix, n_components: int, seed: int) -
             pca = PCA(n_components, svd_solver="arpack", random_state=seed).fit(matrix.astype(np.float64))
         else:
             pca = PCA(limit, svd_solver="full").fit(matrix.toarray().astype(np.float64))
-    return pca.mean_, pca.components_
+    # n cells span n - 1 directions at most; a component beyond is rounding, which division by its spread would blow up
+    kept = pca.singular_values_ > 1e-7 * pca.singular_values_[0]
+    return pca.mean_, pca.components_[kept] if kept.any() else pca.components_[:1]
