@@ -3,8 +3,8 @@
     python scripts/pretrain_mini.py --data FOLDER --out FOLDER [--config scripts/pretrain_mini.yaml]
 
 ``--data`` is a folder of ``.h5ad`` files with counts in X and gene symbols as variable names; docs/checkpoints.md
-lists the data sets that were used. Writes to ``--out``: ``state.pt`` (run again to resume), ``curve.csv``,
-``evaluation.csv`` and ``checkpoint/`` in the official layout.
+lists the data sets that were used. Writes to ``--out``: ``state.pt`` (run again to resume), ``curve.csv`` and
+``checkpoint/`` in the official layout, which ``benchmarks/bench_mini.py`` evaluates.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ import torch
 import yaml
 from pretraining.config import PretrainingConfig
 from pretraining.corpus import read_corpus
-from pretraining.evaluate import evaluate, random_encoder
-from pretraining.training import build, export, pretrain
+from pretraining.training import export, pretrain
 
 
 def main() -> None:
@@ -31,7 +30,6 @@ def main() -> None:
     parser.add_argument("--leave-out", nargs="*", default=[], help="data sets to hold back, for evaluation on them")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    parser.add_argument("--no-evaluation", action="store_true", help="stop after writing the checkpoint")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(options.threads)
@@ -45,15 +43,6 @@ def main() -> None:
     shutil.rmtree(target, ignore_errors=True)
     export(objective, corpus, config, target)
     logging.info("Wrote %s (%.2f MB).", target, sum(file.stat().st_size for file in target.iterdir()) / 1e6)
-    if not options.no_evaluation:
-        encoders = {
-            "mini": objective.encoder,
-            "initial": build(corpus, config).encoder.eval(),  # co-expression vectors, blocks not trained
-            "random": random_encoder(objective.encoder.config, seed=config.seed),
-        }
-        table = evaluate(encoders, options.data, corpus.vocab)
-        table.to_csv(options.out / "evaluation.csv", index=False)
-        logging.info("\n%s", table.round(3).to_string(index=False))
 
 
 if __name__ == "__main__":

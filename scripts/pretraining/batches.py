@@ -6,9 +6,8 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from scdlkit.foundation.batching import collate
 from scdlkit.foundation.model import ScGPTConfig
-from scdlkit.foundation.tokens import TokenizerConfig, tokenize
+from scdlkit.foundation.tokens import TokenizerConfig, Tokens, tokenize
 
 from .config import PretrainingConfig
 from .corpus import Corpus
@@ -65,26 +64,52 @@ class BatchSource:
         tokens = tokenize(
             self._thin(counts, rng), self.token_ids, TokenizerConfig(encoder.n_bins, n_genes + 1, seed=seed)
         )
-        vocab = self.corpus.vocab
-        batch = collate(tokens, cls_id=vocab["<cls>"], pad_id=vocab["<pad>"], pad_value=encoder.pad_value)
-        genes = torch.ones_like(batch.gene_ids, dtype=torch.bool) if batch.padding_mask is None else ~batch.padding_mask
-        genes[:, 0] = False
-        ratio = rng.choice(config.mask_ratios)
-        masked = torch.from_numpy(rng.random(batch.gene_ids.shape) < ratio) & genes
+        gene_ids, values, padding, n_known = self._split(tokens, float(rng.choice(config.mask_ratios)), rng)
         queries = rng.choice(len(self.query_share), size=config.n_queries, replace=False, p=self.query_share)
         weights = self.query_weight[queries]
-        rows = torch.arange(len(truth))[:, None]
-        truth_tensor = torch.from_numpy(truth)
+        asked = gene_ids[:, n_known:]
         return PretrainingBatch(
-            batch.gene_ids,
-            batch.values.masked_fill(masked, encoder.mask_value),
-            batch.padding_mask,
-            masked,
-            truth_tensor[rows, batch.gene_ids],
+            torch.from_numpy(gene_ids),
+            torch.from_numpy(values),
+            torch.from_numpy(padding),
+            n_known,
+            torch.from_numpy(np.take_along_axis(truth, asked, 1)),
             torch.from_numpy(queries),
-            truth_tensor[:, queries],
+            torch.from_numpy(truth[:, queries]),
             torch.from_numpy(weights / weights.mean()),
             torch.from_numpy(self.query_trend[queries]),
+        )
+
+    def _split(
+        self, tokens: Tokens, ratio: float, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+        """Mask a share of each cell's genes.
+
+        Returns vocabulary ids, values and padding ``[cells, L]``, and the positions up to the first masked gene:
+        ``<cls>`` and known genes come first, then masked ones, at most ``max_asked`` of them.
+        """
+        lengths = tokens.lengths
+        there = np.arange(lengths.max()) < lengths[:, None]
+        order = np.argsort(np.where(there, rng.random(there.shape), 2), axis=1)
+        ids, bins = np.zeros(there.shape, np.int64), np.zeros(there.shape, np.float32)
+        ids[there], bins[there] = tokens.gene_ids, tokens.bins
+        ids, bins = np.take_along_axis(ids, order, 1), np.take_along_axis(bins, order, 1)
+        known = np.maximum(lengths - np.rint(ratio * lengths).astype(int), 1)[:, None]  # genes of each cell
+        asked = np.minimum(lengths[:, None] - known, self.config.max_asked)
+        first = np.arange(known.max())
+        later = np.arange(asked.max())
+        place = np.concatenate([np.broadcast_to(first, (len(ids), len(first))), known + later], 1)
+        padding = np.concatenate([first >= known, later >= asked], 1)
+        place[padding] = 0
+        ids, bins = np.take_along_axis(ids, place, 1), np.take_along_axis(bins, place, 1)
+        bins[:, len(first) :] = self.encoder.mask_value
+        ids[padding], bins[padding] = self.corpus.vocab["<pad>"], self.encoder.pad_value
+        start = ((0, 0), (1, 0))
+        return (
+            np.pad(ids, start, constant_values=self.corpus.vocab["<cls>"]),
+            np.pad(bins, start, constant_values=self.encoder.pad_value),
+            np.pad(padding, start, constant_values=False),
+            len(first) + 1,
         )
 
     def _thin(self, counts: sp.csr_matrix, rng: np.random.Generator) -> sp.csr_matrix:

@@ -34,11 +34,13 @@ class PretrainingConfig:
     weight_decay: float
     warmup: float
     gradient_clip: float
+    bfloat16: bool
     source_temperature: float
     one_source: bool
     genes_per_draw: tuple[int, int]
     thinning: tuple[float, float]
     mask_ratios: tuple[float, ...]
+    max_asked: int
     n_queries: int
     query_temperature: float
     loss_weights: dict[str, float]

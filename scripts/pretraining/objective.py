@@ -25,17 +25,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scdlkit.foundation.model import ScGPTEncoder
+from scdlkit.foundation.model import Block, ScGPTEncoder
 
 
 class PretrainingBatch(NamedTuple):
-    """Masked cells and what they should be read as; all tensors have the cells as their first dimension."""
+    """Masked cells and what they should be read as; cells are the first dimension unless said otherwise."""
 
-    gene_ids: Tensor  # int64 [B, L], <cls> first
+    gene_ids: Tensor  # int64 [B, L], <cls> first, then known genes, then masked ones
     values: Tensor  # float32 [B, L], mask_value at masked genes
-    padding_mask: Tensor | None  # bool [B, L]
-    masked: Tensor  # bool [B, L]
-    targets: Tensor  # float32 [B, L]: true bins
+    padding: Tensor  # bool [B, L], True where nothing is, among the known and among the masked
+    n_known: int  # positions up to the first masked one
+    targets: Tensor  # float32 [B, L - n_known]: true bins of the masked genes
     query_ids: Tensor  # int64 [Q], genes asked of every cell
     query_targets: Tensor  # float32 [B, Q]: true bins, 0 where not expressed
     query_weights: Tensor  # float32 [Q], mean 1
@@ -43,7 +43,7 @@ class PretrainingBatch(NamedTuple):
 
     def to(self, device: torch.device) -> PretrainingBatch:
         """The same batch on another device."""
-        return PretrainingBatch(*(None if tensor is None else tensor.to(device) for tensor in self))
+        return PretrainingBatch(*(part if isinstance(part, int) else part.to(device) for part in self))
 
 
 class ExpressionDecoder(nn.Module):
@@ -93,25 +93,28 @@ class Objective(nn.Module):
         Weights of the losses ``masked``, ``cell``, ``cell_depth`` and ``contrast``.
     temperature
         Of the contrastive loss.
+    bfloat16
+        Multiply matrices of the blocks in bfloat16.
     """
 
-    def __init__(self, encoder: ScGPTEncoder, weights: dict[str, float], *, temperature: float = 0.2) -> None:
+    def __init__(
+        self, encoder: ScGPTEncoder, weights: dict[str, float], *, temperature: float = 0.2, bfloat16: bool = False
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.decoder = ExpressionDecoder(encoder.config.embsize)
         self.mvc_decoder = CellDecoder(encoder.config.embsize)
         self.weights = weights
         self.temperature = temperature
+        self.bfloat16 = bfloat16
         self.scale = float(encoder.config.n_bins - 1)
 
     def forward(self, batch: PretrainingBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum of the losses, and each of them."""
         encoder = self.encoder
-        hidden = batch.masked if batch.padding_mask is None else batch.masked | batch.padding_mask
-        outputs = encoder(batch.gene_ids, batch.values, hidden)
-        cells = outputs[:, 0]
-        targets = batch.targets[batch.masked] / self.scale
-        losses = {"masked": F.mse_loss(self.decoder(outputs[batch.masked]), targets)}
+        cells, outputs = self.read(batch)
+        asked = ~batch.padding[:, batch.n_known :]
+        losses = {"masked": F.mse_loss(self.decoder(outputs[asked]), batch.targets[asked] / self.scale)}
 
         genes = encoder.gene_norm(encoder.gene_embedding(encoder.row_of[batch.query_ids]))
         error = (cells @ self.mvc_decoder(genes).T - batch.query_targets / self.scale) * batch.query_weights.sqrt()
@@ -122,6 +125,26 @@ class Objective(nn.Module):
             losses["contrast"] = self._contrast(cells)
         return sum(self.weights[name] * loss for name, loss in losses.items()), losses
 
+    def read(self, batch: PretrainingBatch) -> tuple[Tensor, Tensor]:
+        """Cell embeddings ``[B, d]`` and outputs of the masked genes ``[B, L - n_known, d]``.
+
+        What the encoder computes when masked genes are padding to each other and to the known ones, without computing
+        what nobody reads. In bfloat16 where that is faster: weights, sums and losses stay in float32.
+        """
+        encoder, config = self.encoder, self.encoder.config
+        bins = torch.arange(config.pad_value, config.n_bins, dtype=torch.float32, device=batch.values.device)
+        values = F.embedding(batch.values.long() - config.pad_value, encoder.value_encoder(bins))
+        x = encoder.gene_norm(encoder.gene_embedding(encoder.row_of[batch.gene_ids])) + values
+        bias = torch.zeros(batch.gene_ids[:, : batch.n_known].shape, device=x.device)
+        bias = bias.masked_fill(batch.padding[:, : batch.n_known], -torch.inf)[:, None, None]
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bfloat16):
+            for block in encoder.blocks:
+                known = x[:, : batch.n_known]
+                if block is encoder.blocks[-1]:
+                    x = torch.cat([x[:, :1], x[:, batch.n_known :]], 1)
+                x = _block(block, x, known, bias)
+        return x[:, 0].float(), x[:, 1:].float()
+
     def official_heads(self) -> dict[str, Tensor]:
         """Decoder tensors under their official names, predicting bins."""
         heads = {f"decoder.{name}": tensor for name, tensor in self.decoder.state_dict().items()}
@@ -131,8 +154,27 @@ class Objective(nn.Module):
         return heads
 
     def _contrast(self, cells: Tensor) -> Tensor:
-        """Two views of a cell (first and second half of the batch) find each other (InfoNCE)."""
-        unit = F.normalize(cells, dim=1)
+        """Two views of a cell (first and second half of the batch) find each other (InfoNCE).
+
+        Dimensions are standardised over the batch, as a probe does over its training cells: embeddings of one tissue are
+        much alike, and what they share would hide what tells them apart.
+        """
+        unit = F.normalize((cells - cells.mean(0)) / (cells.std(0) + 1e-3), dim=1)
         similarity = unit @ unit.T / self.temperature
         similarity = similarity.masked_fill(torch.eye(len(cells), dtype=torch.bool, device=cells.device), -torch.inf)
         return F.cross_entropy(similarity, torch.arange(len(cells), device=cells.device).roll(len(cells) // 2))
+
+
+def _block(block: Block, x: Tensor, known: Tensor, bias: Tensor) -> Tensor:
+    """A block of the encoder whose queries ``x`` read the ``known`` positions alone.
+
+    Attention is spelled out: for a few hundred keys on a CPU that is faster than the fused kernels, backwards above all.
+    """
+    queries, keys, values = (
+        layer(inputs).unflatten(-1, (block.nheads, -1)).transpose(1, 2)
+        for layer, inputs in ((block.q, x), (block.k, known), (block.v, known))
+    )
+    weights = (queries * queries.shape[-1] ** -0.5 @ keys.transpose(-1, -2) + bias.to(keys.dtype)).softmax(-1)
+    attended = F.dropout(weights, block.attention_dropout, block.training) @ values
+    hidden = block.norm1(x + block.dropout(block.out(attended.transpose(1, 2).flatten(2))))
+    return block.norm2(hidden + block.dropout(block.fc2(block.dropout(F.relu(block.fc1(hidden))))))

@@ -12,13 +12,12 @@ from typing import Any
 
 import torch
 
-from scdlkit.foundation.model import ScGPTConfig
+from scdlkit.foundation.model import ScGPTConfig, ScGPTEncoder
 from scdlkit.foundation.weights import save_checkpoint
 
 from .batches import BatchSource
 from .config import PretrainingConfig
 from .corpus import Corpus, gene_vectors
-from .evaluate import random_encoder
 from .objective import Objective
 
 logger = logging.getLogger("pretraining")
@@ -29,11 +28,13 @@ def build(corpus: Corpus, config: PretrainingConfig) -> Objective:
     shape = encoder_config(config, len(corpus.vocab))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        encoder = random_encoder(shape, seed=config.seed)
+        encoder = ScGPTEncoder(shape)
         if config.gene_init == "ppmi":
             vectors = gene_vectors(corpus, config.embsize, scale=config.gene_init_scale, seed=config.seed)
             encoder.gene_embedding.weight.data.copy_(torch.from_numpy(vectors))
-        return Objective(encoder, config.loss_weights, temperature=config.contrast_temperature)
+        return Objective(
+            encoder, config.loss_weights, temperature=config.contrast_temperature, bfloat16=config.bfloat16
+        )
 
 
 def encoder_config(config: PretrainingConfig, n_tokens: int) -> ScGPTConfig:
@@ -99,7 +100,7 @@ def pretrain(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     objective = build(corpus, config).to(device).train()
-    optimizer = torch.optim.AdamW(_parameter_groups(objective, config), betas=(0.9, 0.98), eps=1e-8)
+    optimizer = torch.optim.AdamW(_parameter_groups(objective, config), betas=(0.9, 0.98), fused=True)
     base_rates = [group["lr"] for group in optimizer.param_groups]
     source = BatchSource(corpus, config, objective.encoder.config)
     identity = {"config": config.to_dict(), "sources": list(corpus.names), "tokens": len(corpus.vocab)}

@@ -49,6 +49,7 @@ def config():
         batch_size=8,
         n_queries=20,
         genes_per_draw=(8, 16),
+        max_asked=4,
         head_steps=2,
     )
 
@@ -72,23 +73,39 @@ def test_batches_depend_on_seed_and_step_alone(corpus, config):
     source = BatchSource(corpus, config, training.encoder_config(config, len(corpus.vocab)))
     first, other, again = source.draw(3), source.draw(4), source.draw(3)
     for one, two in zip(first, again, strict=True):
-        assert one is two is None or torch.equal(one, two)
+        assert one == two if isinstance(one, int) else torch.equal(one, two)
     assert not torch.equal(first.query_ids, other.query_ids)
 
 
 def test_masked_genes_are_hidden_and_asked(corpus, config):
     source = BatchSource(corpus, config, training.encoder_config(config, len(corpus.vocab)))
     batch = source.draw(0)
-    assert batch.masked.any()
-    assert not batch.masked[:, 0].any()
-    assert (batch.values[batch.masked] == -1).all()
-    assert (batch.targets[batch.masked] >= 1).all()  # they are expressed
+    known, asked = ~batch.padding[:, 1 : batch.n_known], ~batch.padding[:, batch.n_known :]
+    assert known.any(1).all()
+    assert asked.any()
+    assert asked.sum(1).max() <= config.max_asked
+    assert (batch.values[:, batch.n_known :][asked] == -1).all()
+    assert (batch.values[:, 1 : batch.n_known][known] >= 1).all()
+    assert (batch.targets[asked] >= 1).all()  # they are expressed
     assert (batch.query_targets == 0).any()  # and silent genes are asked too
-    objective = training.build(corpus, config).eval()
-    hidden = batch.masked | (batch.padding_mask if batch.padding_mask is not None else False)
-    before = objective.encoder(batch.gene_ids, batch.values, hidden)[:, 0]
-    after = objective.encoder(batch.gene_ids, batch.values.masked_fill(batch.masked, 50), hidden)[:, 0]
-    torch.testing.assert_close(before, after)
+    for ids, there in zip(batch.gene_ids, ~batch.padding, strict=True):
+        assert len(torch.unique(ids[there])) == there.sum()  # known or masked, not both
+
+
+def test_cells_are_read_as_the_encoder_reads_known_genes(corpus, config):
+    source = BatchSource(corpus, config, training.encoder_config(config, len(corpus.vocab)))
+    batch = source.draw(0)
+    objective = training.build(corpus, dataclasses.replace(config, bfloat16=False)).eval()
+    cells, outputs = objective.read(batch)
+    known = batch.gene_ids[:, : batch.n_known], batch.values[:, : batch.n_known], batch.padding[:, : batch.n_known]
+    torch.testing.assert_close(cells, objective.encoder.cls(*known))
+    hidden = batch.padding.clone()
+    hidden[:, batch.n_known :] = True  # nobody sees a masked gene
+    whole = objective.encoder(batch.gene_ids, batch.values, hidden)[:, batch.n_known :]
+    asked = ~batch.padding[:, batch.n_known :]
+    torch.testing.assert_close(outputs[asked], whole[asked])
+    objective.bfloat16 = True
+    assert torch.nn.functional.cosine_similarity(objective.read(batch)[0], cells).min() > 0.999
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(corpus, config, tmp_path, monkeypatch):
