@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -190,6 +190,45 @@ def _blood() -> object:
 def blood(_blood: object) -> object:
     """240 real blood cells of 4 types x 765 genes, log1p."""
     return _blood.copy()  # type: ignore[attr-defined]
+
+
+@pytest.fixture(params=["backed", "zarr group", "dask", "lazy h5ad", "lazy zarr"])
+def stored(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..., object]]:
+    """A function that puts an AnnData with a CSR matrix on disk and opens it without reading that, in several ways."""
+    import anndata as ad
+    import scipy.sparse as sp
+
+    opened = []
+
+    def store(adata: AnnData) -> object:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # anndata's and zarr's remarks on their formats
+            if "zarr" in request.param:
+                adata.write_zarr(tmp_path / "stored.zarr")
+            else:
+                adata.write_h5ad(tmp_path / "stored.h5ad")
+        if request.param == "backed":
+            result = ad.read_h5ad(tmp_path / "stored.h5ad", backed="r")
+            opened.append(result.file)
+        elif request.param == "zarr group":
+            zarr = pytest.importorskip("zarr")
+            matrix = ad.io.sparse_dataset(zarr.open_group(tmp_path / "stored.zarr", mode="r")["X"])
+            result = ad.AnnData(matrix, obs=adata.obs, var=adata.var)
+        elif request.param == "dask":
+            da = pytest.importorskip("dask.array")
+            lazy = da.from_array(adata.X.toarray(), chunks=(11, adata.n_vars)).map_blocks(
+                sp.csr_matrix, dtype=adata.X.dtype, meta=sp.csr_matrix((0, 0), dtype=adata.X.dtype)
+            )
+            result = ad.AnnData(lazy, obs=adata.obs, var=adata.var)
+        else:
+            pytest.importorskip("xarray")
+            result = ad.experimental.read_lazy(tmp_path / f"stored.{request.param.split()[1]}")
+            opened.extend([result.file] if "h5ad" in request.param else [])
+        return result
+
+    yield store
+    for file in opened:
+        file.close()
 
 
 @pytest.fixture(autouse=True)

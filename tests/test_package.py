@@ -26,7 +26,7 @@ FILES = {
 # Imports go down this list, or stay within one entry. Entries are modules, or folders with all that is in them.
 LAYERS = """
     cli _demo tl pl pp get
-    runner _saved _prepared _prediction _reader inspection _labels _annotation _run_config
+    runner _saved _prepared _prediction _stream _reader inspection _labels _annotation _run_config
     foundation.bundle foundation.export foundation.comparison foundation.metrics foundation.calibration
     foundation._one_fit foundation._run_state
     foundation.training foundation._fit foundation._training_state foundation._preflight

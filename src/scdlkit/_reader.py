@@ -64,9 +64,10 @@ class CellReader:
         self.device, self.progress = device, progress
         self.vocabulary = Vocabulary.from_json(checkpoint.vocab_path)
         self._encoder: ScGPTEncoder | None = None
+        self._genes = np.empty(0, dtype=np.int64)
 
-    def read(self, adata: AnnData) -> tuple[Expression, list[Tokens]]:
-        """The matrix with its matched genes, and one set of tokens a draw.
+    def choose(self, adata: AnnData) -> Expression:
+        """The matrix with its matched genes.
 
         Raises
         ------
@@ -75,7 +76,17 @@ class CellReader:
         """
         expression = choose_expression(adata, self.vocabulary, layer=self.layer, use_raw=self.use_raw)
         check_overlap(expression.genes)
-        return expression, [tokenize_expression(expression, self.tokenizer.draw(k)) for k in range(self.n_draws)]
+        return expression
+
+    def tokenize(self, expression: Expression) -> list[Tokens]:
+        """One set of tokens a draw."""
+        self._genes = expression.genes.known_ids
+        return [tokenize_expression(expression, self.tokenizer.draw(k)) for k in range(self.n_draws)]
+
+    def read(self, adata: AnnData) -> tuple[Expression, list[Tokens]]:
+        """:meth:`choose` and :meth:`tokenize` in one."""
+        expression = self.choose(adata)
+        return expression, self.tokenize(expression)
 
     def embed(
         self, draws: list[Tokens], *, known: KnownCells | None = None, batch_size: int | None = None
@@ -150,8 +161,8 @@ class CellReader:
         return encoder.gene_embedding.weight.detach()[encoder.row_of[torch.from_numpy(token_ids.astype(np.int64))]]
 
     def _encoder_for(self, draws: list[Tokens]) -> ScGPTEncoder:
-        """The encoder with rows for these genes; kept for the next call."""
+        """The encoder with rows for these genes, and for all others of the data; kept for the next call."""
         needed = np.unique(np.concatenate([np.unique(tokens.gene_ids) for tokens in draws]))
         if self._encoder is None or len(np.setdiff1d(needed, self._encoder.token_ids)):
-            self._encoder = load_encoder(self.checkpoint, token_ids=needed)
+            self._encoder = load_encoder(self.checkpoint, token_ids=np.union1d(needed, self._genes))
         return self._encoder

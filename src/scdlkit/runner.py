@@ -14,7 +14,7 @@ import pandas as pd
 
 from ._annotation import check_target, write_annotation
 from ._keys import ResultKeys
-from ._prediction import predict_cells
+from ._prediction import Predictor, predict_cells
 from ._prepared import PreparedCells, prepare, read_columns
 from ._reader import CellReader
 from ._run_config import RunnerConfig
@@ -243,7 +243,7 @@ class AnnotationRunner:
         RuntimeError
             Before ``fit_compare`` or ``load``.
         """
-        return self._predict(adata, strategy)[0]
+        return predict_cells(adata, self._predictor(strategy))[0]
 
     def annotate_adata(
         self,
@@ -284,7 +284,7 @@ class AnnotationRunner:
         self._check_fitted("annotate")
         keys = ResultKeys(key_added, label=obs_key, embedding=embedding_key)
         check_target(adata, keys, inputs=(self.label_key_, self.config.group_key))
-        prediction, splits = self._predict(adata, strategy)
+        prediction, splits = predict_cells(adata, self._predictor(strategy))
         write_annotation(
             adata,
             prediction,
@@ -423,16 +423,9 @@ class AnnotationRunner:
         self.recommendation_ = comparison.recommend()
         self._fitted = dict(comparison.fitted)
 
-    def _predict(self, adata: AnnData, strategy: str | None) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    def _predictor(self, strategy: str | None) -> Predictor:
         self._check_fitted("predict")
-        return predict_cells(
-            adata,
-            self._find_fitted(strategy),
-            self._reader,
-            self.classes_,
-            known=self._known,
-            device=self.device,
-        )
+        return Predictor(self._find_fitted(strategy), self._reader, self.classes_, self._known, self.device)
 
     def _params(self, strategy: str, key_added: str) -> dict[str, Any]:
         """Plain values for ``.uns``; AnnData stores no None."""

@@ -380,44 +380,13 @@ def many(symbols):
     return ad.AnnData(sp.csr_matrix(counts), obs=obs, var=var)
 
 
-@pytest.fixture(params=["backed", "zarr group", "dask", "lazy h5ad", "lazy zarr"])
-def stored(request, tmp_path, monkeypatch):
-    """A function that puts an AnnData on disk and opens it without reading its matrix."""
+@pytest.fixture
+def small_sample(monkeypatch):
+    """16 cells decide."""
     monkeypatch.setattr(matrices, "SAMPLE_ROWS", 16)
-    opened = []
-
-    def store(adata):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # anndata's and zarr's remarks on their formats
-            if "zarr" in request.param:
-                adata.write_zarr(tmp_path / "cells.zarr")
-            else:
-                adata.write_h5ad(tmp_path / "cells.h5ad")
-        if request.param == "backed":
-            result = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
-            opened.append(result.file)
-        elif request.param == "zarr group":
-            zarr = pytest.importorskip("zarr")
-            matrix = ad.io.sparse_dataset(zarr.open_group(tmp_path / "cells.zarr", mode="r")["X"])
-            result = ad.AnnData(matrix, obs=adata.obs, var=adata.var)
-        elif request.param == "dask":
-            da = pytest.importorskip("dask.array")
-            lazy = da.from_array(adata.X.toarray(), chunks=(11, 120)).map_blocks(
-                sp.csr_matrix, dtype=np.float32, meta=sp.csr_matrix((0, 0), dtype=np.float32)
-            )
-            result = ad.AnnData(lazy, obs=adata.obs, var=adata.var)
-        else:
-            pytest.importorskip("xarray")
-            result = ad.experimental.read_lazy(tmp_path / f"cells.{request.param.split()[1]}")
-            opened.extend([result.file] if "h5ad" in request.param else [])
-        return result
-
-    yield store
-    for file in opened:
-        file.close()
 
 
-def test_stored_cells_are_read_as_they_are(many, stored, vocabulary, caplog):
+def test_stored_cells_are_read_as_they_are(many, stored, small_sample, vocabulary, caplog):
     caplog.set_level("INFO", logger="scdlkit")
     expression = choose_expression(stored(many), vocabulary)
     assert (expression.source, expression.kind, expression.n_cells) == ("X", "counts", 200)
@@ -437,7 +406,7 @@ def test_stored_cells_are_read_as_they_are(many, stored, vocabulary, caplog):
         np.testing.assert_array_equal(read(piece), truth[cells])
 
 
-def test_bad_values_the_sample_missed_are_found_on_reading(many, stored, vocabulary, symbols):
+def test_bad_values_the_sample_missed_are_found_on_reading(many, stored, small_sample, vocabulary, symbols):
     many.X[101, 7] = -3
     many.X[102, 7] = np.nan
     adata = stored(many)
@@ -450,7 +419,7 @@ def test_bad_values_the_sample_missed_are_found_on_reading(many, stored, vocabul
     assert expression.rows([4, 100]).shape == (2, 120)
 
 
-def test_values_of_another_kind_are_warned_about_once(many, stored, vocabulary, caplog):
+def test_values_of_another_kind_are_warned_about_once(many, stored, small_sample, vocabulary, caplog):
     many.X[101:104] = many.X[101:104] * 0.5
     expression = choose_expression(stored(many), vocabulary)
     assert expression.kind == "counts"

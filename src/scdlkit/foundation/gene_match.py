@@ -65,9 +65,14 @@ class GeneMatch:
         return int((self.token_ids >= 0).sum())
 
     @property
+    def known_ids(self) -> np.ndarray:
+        """int32, the distinct tokens, sorted."""
+        return np.unique(self.token_ids[self.token_ids >= 0])
+
+    @property
     def n_tokens(self) -> int:
-        """Distinct tokens among them."""
-        return len(np.unique(self.token_ids[self.token_ids >= 0]))
+        """Distinct tokens."""
+        return len(self.known_ids)
 
     @property
     def n_duplicates(self) -> int:

@@ -84,10 +84,9 @@ def embed(
     >>> sc.pp.neighbors(adata, use_rep="X_scgpt")
     """
     require_foundation()
+    from scdlkit._prediction import Embedder, embed_cells
     from scdlkit._reader import CellReader
-    from scdlkit._settings import logger
     from scdlkit.foundation.checkpoints import ensure_checkpoint
-    from scdlkit.foundation.inference import normalise
     from scdlkit.foundation.tokens import TokenizerConfig
 
     check_target(adata, copy=copy)
@@ -98,10 +97,8 @@ def embed(
     reader = CellReader(
         found, tokenizer, n_draws=n_draws, layer=layer, use_raw=use_raw, device=device, progress=progress
     )
-    expression, draws = reader.read(adata)
-    embedding = normalise(reader.embed(draws, batch_size=batch_size))
-    if empty := int((draws[0].lengths == 0).sum()):
-        logger.warning("%d cells have no gene that the checkpoint knows; their embedding is all zero.", empty)
+    expression = reader.choose(adata)
+    embedding = embed_cells(expression, Embedder(reader, batch_size))
     target = adata.copy() if copy else adata
     to_actual(target)
     target.obsm[key_added] = embedding

@@ -273,7 +273,7 @@ def test_full_finetune_loads_changed_rows_beside_pretrained_ones(data, fitted):
     assert len(unseen) > 5
     again = make("full_finetune", data)
     again.load_state(strategy.state_dict(), strategy.metadata())
-    again._cover(unseen)
+    again.cover(unseen)
     encoder, fitted_encoder = again.encoder, strategy.encoder
 
     def rows(of, ids):

@@ -152,6 +152,9 @@ class Strategy(ABC):
     def to(self, device: torch.device) -> None:  # noqa: B027  (plain numbers have no device)
         """Move what predicts to a device."""
 
+    def cover(self, gene_ids: np.ndarray) -> None:  # noqa: B027  (only encoders have rows for genes)
+        """Get ready for cells with these tokens; what this takes is then not repeated for every piece of the cells."""
+
     def latent(self, cells: CellData) -> np.ndarray:
         """Cell embedding float32 ``[n, d]``, not normalised: the frozen one unless the strategy changes the encoder."""
         if cells.embedding is None:

@@ -155,7 +155,7 @@ class EncoderStrategy(GradientStrategy):
 
     def _batch(self, cells: CellData) -> Batch:
         tokens, source = _tokens(cells), self._require_source()
-        self._cover(tokens.gene_ids)
+        self.cover(tokens.gene_ids)
         pad_value = self.encoder.config.pad_value
         batch = collate(tokens, cls_id=source.cls_id, pad_id=source.pad_id, pad_value=pad_value)
         return batch.to(next(self.trained_module().parameters()).device)
@@ -170,7 +170,7 @@ class EncoderStrategy(GradientStrategy):
         device = next(self.trained_module().parameters()).device
         cells = cells.only({"tokens"})
         rank, count = processes(device)
-        self._cover(_tokens(cells).gene_ids)
+        self.cover(_tokens(cells).gene_ids)
         with torch.inference_mode():
             batches = length_batches(_tokens(cells).lengths, max_tokens=MAX_BATCH_TOKENS[device.type])
             for rows in batches[rank::count]:
@@ -201,7 +201,7 @@ class EncoderStrategy(GradientStrategy):
     def _is_delta(self, name: str) -> bool:
         return name not in self._frozen
 
-    def _cover(self, gene_ids: np.ndarray) -> None:
+    def cover(self, gene_ids: np.ndarray) -> None:
         """Rows of the gene embedding for tokens of a query that the training cells did not have."""
         source, encoder = self._require_source(), self.encoder
         missing = np.setdiff1d(gene_ids, encoder.token_ids)

@@ -106,7 +106,7 @@ class FullFinetune(EncoderStrategy):
         pretrained = source.gene_rows(np.sort(special))
         super().load_state({**rest, _GENES: pretrained}, metadata)
         ids = state[_ROW_IDS].numpy()
-        self._cover(ids)
+        self.cover(ids)
         encoder = self.encoder
         with torch.no_grad():
             encoder.gene_embedding.weight[encoder.row_of[state[_ROW_IDS]]] = state[_ROWS]
