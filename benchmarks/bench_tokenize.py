@@ -18,6 +18,7 @@ import statistics
 import sys
 import time
 import types
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
@@ -49,9 +50,8 @@ def upstream_collator():
     )  # fmt: skip
 
 
-def run_upstream(dense: np.ndarray, gene_ids: np.ndarray, collator) -> int:
-    """What upstream does with a dense matrix: one example a cell, then the collator; returns the tokens made."""
-    total = 0
+def run_upstream(dense: np.ndarray, gene_ids: np.ndarray, collator) -> Iterator[torch.Tensor]:
+    """What upstream does with a dense matrix: one example a cell, then the collator; yields the gene ids of each batch."""
     for start in range(0, len(dense), BATCH):
         examples = []
         for row in dense[start : start + BATCH]:
@@ -63,23 +63,26 @@ def run_upstream(dense: np.ndarray, gene_ids: np.ndarray, collator) -> int:
                     "expressions": torch.from_numpy(np.insert(row[expressed], 0, PAD_VALUE)).float(),
                 }
             )
-        total += int((collator(examples)["gene"] != PAD).sum())
-    return total
+        yield collator(examples)["gene"]
 
 
-def run_ours(matrix: sp.csr_matrix, gene_ids: np.ndarray) -> int:
+def run_ours(matrix: sp.csr_matrix, gene_ids: np.ndarray) -> Iterator[torch.Tensor]:
     tokens = tokenize(matrix, gene_ids, TokenizerConfig(max_length=MAX_LENGTH))
-    total = 0
     for rows in length_batches(tokens.lengths, max_tokens=BATCH * MAX_LENGTH, max_cells=BATCH):
-        batch = collate(tokens, rows, cls_id=CLS, pad_id=PAD, pad_value=PAD_VALUE)
-        total += int((batch.gene_ids != PAD).sum())
-    return total
+        yield collate(tokens, rows, cls_id=CLS, pad_id=PAD, pad_value=PAD_VALUE).gene_ids
 
 
-def timed(function, *args) -> tuple[float, int]:
+def count_tokens(batches: Iterator[torch.Tensor]) -> int:
+    return sum(int((gene_ids != PAD).sum()) for gene_ids in batches)
+
+
+def timed(run: Callable[..., Iterator[torch.Tensor]], *arguments, times: int = 1) -> float:
+    """CPU seconds of one run; short ones are run several times."""
     start = time.process_time()
-    result = function(*args)
-    return time.process_time() - start, result
+    for _ in range(times):
+        for _ in run(*arguments):
+            pass
+    return (time.process_time() - start) / times
 
 
 def read_cells(path: str | None, n_cells: int) -> tuple[str, sp.csr_matrix]:
@@ -107,14 +110,16 @@ def main() -> None:
         name, matrix = read_cells(path, arguments.cells)
         gene_ids = np.random.default_rng(0).permutation(PAD)[: matrix.shape[1]].astype(np.int64)
         dense = matrix.toarray()
-        run_ours(matrix, gene_ids)  # compile
+        n_ours, n_theirs = (  # compiles, too
+            count_tokens(run_ours(matrix, gene_ids)), count_tokens(run_upstream(dense, gene_ids, collator))
+        )  # fmt: skip
+        if n_theirs != n_ours:
+            raise SystemExit(f"The two sides made {n_theirs} and {n_ours} tokens.")
         times: dict[str, list[float]] = {"upstream": [], "ours": [], "again": []}
         for _ in range(arguments.repeats):
-            theirs, n_theirs = timed(run_upstream, dense, gene_ids, collator)
-            ours, n_ours = timed(run_ours, matrix, gene_ids)
-            again, _ = timed(run_ours, matrix, gene_ids)
-            if n_theirs != n_ours:
-                raise SystemExit(f"The two sides made {n_theirs} and {n_ours} tokens.")
+            theirs = timed(run_upstream, dense, gene_ids, collator)
+            ours = timed(run_ours, matrix, gene_ids, times=5)
+            again = timed(run_ours, matrix, gene_ids, times=5)
             for key, value in zip(times, (theirs, ours, again), strict=True):
                 times[key].append(value)
         ratios = [a / b for a, b in zip(times["upstream"], times["ours"], strict=True)]

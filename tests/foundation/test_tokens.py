@@ -124,6 +124,32 @@ def test_ties_spread_evenly_over_their_interval():
     assert counts.min() > 850 and counts.max() < 1150  # 1,000 expected, sd 31
 
 
+def test_which_bin_a_tie_gets_does_not_depend_on_the_subset():
+    """All values equal and two genes in five kept: still uniform over bins 1 to 50."""
+    matrix = sp.csr_matrix(np.ones((1, 50_000), np.float32))
+    tokens = tokenize(matrix, np.arange(50_000), TokenizerConfig(max_length=20_001))
+    counts = np.bincount(tokens.bins, minlength=51)[1:]
+    assert counts.sum() == 20_000
+    assert ((counts - 400) ** 2 / 400).sum() < 85.4  # chi-square, 49 degrees of freedom, p = 0.001
+
+
+def test_draws_of_genes_and_cells_are_independent():
+    """The same genes in every cell: pairs of genes, near or far, stay together as often as chance has it."""
+    rng = np.random.default_rng(1)
+    matrix = sp.csr_matrix(rng.integers(1, 4, (4000, 64)).astype(np.float32))
+    for ids in (np.arange(64), np.arange(64) * 1024, rng.permutation(60_000)[:64]):
+        tokens = tokenize(matrix, ids, TokenizerConfig(max_length=33))
+        kept = np.zeros((4000, 64))
+        columns = np.argsort(ids)[np.searchsorted(np.sort(ids), tokens.gene_ids)]
+        kept[np.repeat(np.arange(4000), 32), columns] = 1
+        share = kept.mean(axis=0)
+        assert np.abs(share - 0.5).max() < 4 * np.sqrt(0.25 / 4000)
+        together = (kept.T @ kept / 4000)[np.triu_indices(64, 1)]
+        expected = 0.5 * 31 / 63
+        z = (together - expected) / np.sqrt(expected * (1 - expected) / 4000)
+        assert np.abs(z).max() < 5 and 0.9 < z.std() < 1.1
+
+
 def test_max_length_keeps_a_fair_subset():
     rng = np.random.default_rng(0)
     matrix = sp.csr_matrix(rng.poisson(5, (400, 60)).astype(np.float32))
@@ -168,6 +194,24 @@ def test_many_distinct_values():
     assert_same(tokenize(sp.csr_matrix(stretched), np.arange(3000), TokenizerConfig(max_length=4000)), tokens)
 
 
+def test_counts_of_any_size():
+    """Small counts, large ones, and what is neither go different ways, which must agree."""
+    rng = np.random.default_rng(0)
+    counts = np.floor(np.exp(rng.normal(2, 3, (40, 1500)))).astype(np.float32)
+    assert (counts.max(axis=1) > 5000).all() and (np.median(counts, axis=1) < 50).all()
+    ids = rng.permutation(60_000)[:1500]
+    tokens = tokenize(sp.csr_matrix(counts), ids)
+    for i, row in enumerate(counts):
+        known = np.flatnonzero(row)
+        low, high = interval(row[known])
+        of_gene = dict(zip(ids[known].tolist(), zip(low, high, strict=True), strict=True))
+        assert all(of_gene[gene][0] <= b <= of_gene[gene][1] for gene, b in cell(tokens, i).items())
+    assert_same(tokenize(sp.csr_matrix(np.log1p(counts.astype(np.float64))), ids), tokens)
+    assert_same(
+        tokenize(sp.csr_matrix(np.minimum(counts, 900) / 4), ids), tokenize(sp.csr_matrix(np.minimum(counts, 900)), ids)
+    )
+
+
 def test_empty_cells_explicit_zeros_and_unknown_genes():
     matrix = sp.csr_matrix((np.array([0, 2, 3], np.float32), np.array([0, 1, 2]), np.array([0, 1, 3, 3])), (3, 3))
     tokens = tokenize(matrix, np.array([4, 5, -1]))
@@ -175,6 +219,13 @@ def test_empty_cells_explicit_zeros_and_unknown_genes():
     assert cell(tokens, 1).keys() == {5}
     assert tokenize(sp.csr_matrix((0, 3)), np.array([1, 2, 3])).n_cells == 0
     assert tokenize(matrix, np.array([-1, -1, -1])).lengths.sum() == 0
+
+
+def test_rows_that_name_a_gene_twice():
+    """Not canonical CSR, which is the caller's business; no more genes than fit, all the same."""
+    matrix = sp.csr_matrix((np.ones(60, np.float32), np.repeat([0, 1, 2], 20), [0, 60]), shape=(1, 3))
+    tokens = tokenize(matrix, np.array([4, 5, 6]), TokenizerConfig(max_length=31))
+    assert 0 < tokens.lengths[0] <= 30 and set(tokens.gene_ids) <= {4, 5, 6}
 
 
 def test_a_cell_with_20000_genes():
@@ -215,3 +266,5 @@ def test_bad_input():
         tokenize(sp.csc_matrix((2, 3)), np.zeros(3, int))
     with pytest.raises(ValueError, match="3 genes"):
         tokenize(sp.csr_matrix((2, 3)), np.zeros(2, int))
+    with pytest.raises(ValueError, match="token_ids must be at most 16777215, found 16777216"):
+        tokenize(sp.csr_matrix((2, 1)), np.array([1 << 24]))

@@ -69,20 +69,29 @@ def collate(tokens: Tokens, rows: np.ndarray | None = None, *, cls_id: int, pad_
     lengths = tokens.indptr[rows + 1] - tokens.indptr[rows]
     width = int(lengths.max(initial=0)) + 1
     gene_ids, values = np.empty((len(rows), width), np.int64), np.empty((len(rows), width), np.float32)
-    _pad(tokens.indptr, tokens.gene_ids, tokens.bins, rows, cls_id, pad_id, pad_value, gene_ids, values)
-    mask = None
-    if len(rows) and lengths.min() + 1 < width:
-        mask = torch.from_numpy(np.arange(width) > lengths[:, None])
+    padding = np.empty((len(rows), width), np.bool_)
+    _pad(tokens.indptr, tokens.gene_ids, tokens.bins, rows, cls_id, pad_id, pad_value, gene_ids, values, padding)
+    padded = len(rows) > 0 and lengths.min() + 1 < width
+    mask = torch.from_numpy(padding) if padded else None
     return Batch(torch.from_numpy(gene_ids), torch.from_numpy(values), mask)
 
 
 @numba.njit(nogil=True, cache=True)
-def _pad(indptr, ids, bins, rows, cls_id, pad_id, pad_value, out_ids, out_values):  # type: ignore[no-untyped-def]
+def _pad(indptr, ids, bins, rows, cls_id, pad_id, pad_value, out_ids, out_values, out_padding):  # type: ignore[no-untyped-def]
     for i in range(len(rows)):
         start, stop = indptr[rows[i]], indptr[rows[i] + 1]
+        n = stop - start
+        _copy(ids[start:stop], bins[start:stop], out_ids[i, 1:], out_values[i, 1:])
         out_ids[i, 0], out_values[i, 0] = cls_id, pad_value
-        for j in range(start, stop):
-            out_ids[i, j - start + 1] = ids[j]
-            out_values[i, j - start + 1] = bins[j]
-        out_ids[i, stop - start + 1 :] = pad_id
-        out_values[i, stop - start + 1 :] = pad_value
+        out_ids[i, n + 1 :] = pad_id
+        out_values[i, n + 1 :] = pad_value
+        out_padding[i, : n + 1] = False
+        out_padding[i, n + 1 :] = True
+
+
+@numba.njit(nogil=True, cache=True)
+def _copy(ids, bins, out_ids, out_values):  # type: ignore[no-untyped-def]
+    for j in range(len(ids)):
+        out_ids[j] = ids[j]
+    for j in range(len(bins)):
+        out_values[j] = bins[j]

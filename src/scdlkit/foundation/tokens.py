@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import scipy.sparse as sp
 
-from ._binning import bin_rows
+from ._binning import MAX_TOKEN_ID, bin_rows
 
 MAX_BINS = 256  # bins are stored as uint8
 
@@ -213,33 +213,29 @@ def tokenize_chunks(
 
 
 class _Columns:
-    """What the kernel looks up by column: token id, gene hash, and where to add up genes that share a token."""
+    """What the kernel looks up by column: token id, and where to add up genes that share a token."""
 
     def __init__(self, token_ids: np.ndarray, config: TokenizerConfig) -> None:
-        self.ids = token_ids.astype(np.int32)
-        known = np.flatnonzero(self.ids >= 0)
-        unique, first, position = np.unique(self.ids[known], return_index=True, return_inverse=True)
-        self.home = np.arange(len(self.ids), dtype=np.int32)
-        self.shared = len(unique) < len(known)
-        if config.duplicates == "first" and self.shared:
-            self.ids[np.delete(known, first)] = -1
-            self.shared = False
-        self.home[known] = known[first[position]]
-        self.hashes = gene_hashes(self.ids)
-
-
-def gene_hashes(token_ids: np.ndarray) -> np.ndarray:
-    """A fixed odd 64-bit number for every token (SplitMix64, Steele et al. 2014)."""
-    x = (token_ids.astype(np.int64).astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return (x ^ (x >> np.uint64(31))) | np.uint64(1)
+        if len(token_ids) and token_ids.max() > MAX_TOKEN_ID:
+            raise ValueError(f"token_ids must be at most {MAX_TOKEN_ID}, found {token_ids.max()}.")
+        ids = np.where(token_ids < 0, -1, token_ids).astype(np.int32)
+        known = np.flatnonzero(ids >= 0)
+        self.home = np.arange(len(ids), dtype=np.int32)
+        self.shared = bool((np.diff(np.sort(ids[known])) == 0).any())
+        if self.shared:
+            _, first, position = np.unique(ids[known], return_index=True, return_inverse=True)
+            self.home[known] = known[first[position]]
+            if config.duplicates == "first":
+                ids[np.delete(known, first)] = -1
+                self.shared = False
+        self.ids = ids.view(np.uint32)
+        self.all_known = bool((ids >= 0).all())
 
 
 def _tokenize_rows(matrix: Any, columns: _Columns, config: TokenizerConfig, log_values: bool) -> Tokens:
     if len(columns.ids) != matrix.shape[1]:
         raise ValueError(f"token_ids has {len(columns.ids)} entries, but matrix has {matrix.shape[1]} columns.")
-    capacity = int(np.minimum(np.diff(matrix.indptr), config.max_length - 1).sum()) + 1
+    capacity = int(np.minimum(np.diff(matrix.indptr), config.max_length - 1).sum())
     n_cells = matrix.shape[0]
     gene_ids, bins = np.empty(capacity, np.int32), np.empty(capacity, np.uint8)
     indptr = np.zeros(n_cells + 1, np.int64)
@@ -249,8 +245,8 @@ def _tokenize_rows(matrix: Any, columns: _Columns, config: TokenizerConfig, log_
         matrix.indices,
         np.ascontiguousarray(matrix.data, dtype=np.float32),
         columns.ids,
-        columns.hashes,
         columns.home,
+        columns.all_known,
         columns.shared,
         np.linspace(0, 1, config.n_bins - 1),
         config.max_length - 1,
