@@ -23,9 +23,7 @@ def write_annotation(
     keys: ResultKeys,
     classes: np.ndarray,
     params: Mapping[str, Any],
-    strategies: pd.DataFrame,
-    history: pd.DataFrame,
-    per_class: pd.DataFrame,
+    tables: Mapping[str, pd.DataFrame],
 ) -> None:
     """Write labels, confidences, splits, embedding, probabilities and the comparison under ``keys``.
 
@@ -37,7 +35,7 @@ def write_annotation(
         What ``AnnotationRunner.predict`` returns.
     splits
         int8 ``[cells]``: 0 train, 1 val, 2 test, -1 neither.
-    keys, classes, params, strategies, history, per_class
+    keys, classes, params, tables
         See :meth:`scdlkit.AnnotationRunner.annotate_adata`.
     """
     codes, probabilities = prediction["label_codes"], prediction["probabilities"]
@@ -59,9 +57,7 @@ def write_annotation(
     result = {
         "params": {**params, "obs_key": keys.label, "embedding_key": keys.embedding},
         "classes": np.array(names[: len(classes)], dtype=str),
-        "strategies": _storable(strategies),
-        "history": _storable(history),
-        "per_class": _storable(per_class),
+        **{name: _storable(table) for name, table in tables.items()},
     }
     to_actual(adata)
     for name, column in columns.items():
