@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import anndata as ad
+import numpy as np
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
@@ -29,6 +31,8 @@ def test_embed(run, path, checkpoint, tmp_path):
     assert done.exit_code == 0, done.output
     assert ad.read_h5ad(out).obsm["X_scgpt"].shape == (240, 32)
     assert [p.name for p in out.parent.iterdir()] == ["out.h5ad"]
+    assert run("embed", path, "-c", checkpoint, "-o", tmp_path / "out.npy", "--resume").exit_code == 0
+    assert np.load(tmp_path / "out.npy").shape == (240, 32)
 
 
 def test_adapt_then_predict(run, path, checkpoint, tmp_path):
@@ -41,6 +45,10 @@ def test_adapt_then_predict(run, path, checkpoint, tmp_path):
     done = run("predict", path, tmp_path / "r" / "model", "-o", tmp_path / "p.h5ad")
     assert done.exit_code == 0, done.output
     assert ad.read_h5ad(tmp_path / "p.h5ad").obs["scgpt_label"].notna().all()
+    done = run("predict", path, tmp_path / "r" / "model", "-o", tmp_path / "p.parquet", "--arrays")
+    assert done.exit_code == 0, done.output
+    assert "CD19+ B" in done.output and "Written: " in done.output
+    assert pd.read_parquet(tmp_path / "p.parquet")["X_scgpt_best"].str.len().eq(32).all()
 
 
 def test_checkpoints(run):
@@ -53,7 +61,7 @@ def test_checkpoints(run):
     [
         (["inspect", "{path}", "-c", "{ck}", "-l", "nope"], "label_key='nope' is not a column"),
         (["inspect", "{path}", "-c", "atlantis"], "atlantis"),
-        (["embed", "{path}", "-c", "{ck}", "-o", "out.txt"], "--out must end in .h5ad"),
+        (["embed", "{path}", "-c", "{ck}", "-o", "out.txt"], "out must end in .npy, .parquet, .h5ad, .zarr"),
         (["adapt", "{path}", "-c", "{ck}", "-o", "{out}", "--annotated", "a.txt"], "--annotated must end in .h5ad"),
         (["adapt", "{path}", "-c", "{ck}", "-o", "{out}", "-s", "magic"], "Unknown strategy 'magic'"),
     ],

@@ -26,9 +26,8 @@ FILES = {
 # Imports go down this list, or stay within one entry. Entries are modules, or folders with all that is in them.
 LAYERS = """
     cli _demo tl pl pp get
-    runner _saved _prepared _prediction _stream _reader inspection _labels _annotation _run_config
-    foundation.bundle foundation.export foundation.repeated foundation._summary foundation.comparison
-    foundation.recommendation foundation.intervals foundation.metrics foundation.calibration
+    runner _recipes _saved _prepared _prediction _cluster _stream _label_tables _cell_files _unfinished _reader inspection _labels _annotation _run_config
+    foundation.bundle foundation.export foundation.comparison foundation.metrics foundation.calibration
     foundation._one_fit foundation._run_state
     foundation.training foundation._fit foundation._training_state foundation._preflight
     foundation.inference foundation.known_cells foundation.plan foundation.folds foundation.splits
@@ -44,7 +43,7 @@ LAYERS = """
 FACADES = ("", "foundation")
 
 KNOW_ANNDATA = {
-    *"cli _demo tl pl pp get runner _prepared _prediction _reader inspection _labels _annotation".split(),
+    *"cli _demo tl pl pp get runner _prepared _prediction _cell_files _reader inspection _labels _annotation".split(),
     *"foundation.expression foundation._candidates".split(),
     "foundation.strategies.pca_logreg",  # what it calls of scanpy takes nothing else
 }

@@ -16,14 +16,7 @@ if TYPE_CHECKING:
 
 
 def write_annotation(
-    adata: AnnData,
-    prediction: Mapping[str, np.ndarray],
-    splits: np.ndarray,
-    *,
-    keys: ResultKeys,
-    classes: np.ndarray,
-    params: Mapping[str, Any],
-    tables: Mapping[str, pd.DataFrame],
+    adata: AnnData, result: Mapping[str, np.ndarray], *, keys: ResultKeys, classes: np.ndarray, uns: Mapping[str, Any]
 ) -> None:
     """Write labels, confidences, splits, embedding, probabilities and the comparison under ``keys``.
 
@@ -31,42 +24,59 @@ def write_annotation(
     ----------
     adata
         Written to; a view becomes an actual AnnData.
-    prediction
-        What ``AnnotationRunner.predict`` returns.
-    splits
-        int8 ``[cells]``: 0 train, 1 val, 2 test, -1 neither.
-    keys, classes, params, tables
+    result
+        What :class:`scdlkit._prediction.Predictor` gives, of all cells.
+    keys, classes
         See :meth:`scdlkit.AnnotationRunner.annotate_adata`.
+    uns
+        From :func:`describe_result`.
     """
-    codes, probabilities = prediction["label_codes"], prediction["probabilities"]
+    columns = result_columns(result, keys=keys, classes=classes)
+    to_actual(adata)
+    for name, column in columns.items():
+        adata.obs[name] = column
+    adata.obsm[keys.embedding] = result["latent"]
+    adata.obsm[keys.probabilities] = result["probabilities"]
+    adata.uns[keys.uns] = dict(uns)
+    # colours of an earlier result would be matched to other categories
+    adata.uns.pop(keys.colors, None)
+
+
+def result_columns(result: Mapping[str, np.ndarray], *, keys: ResultKeys, classes: np.ndarray) -> dict[str, Any]:
+    """The columns of ``.obs``: label, code, confidence and split."""
+    codes, splits = result["label_codes"], result["split"]
     names = [str(name) for name in classes]
     unassigned = codes < 0
     if unassigned.any() and UNASSIGNED not in names:
         names.append(UNASSIGNED)
     shown = np.where(unassigned, names.index(UNASSIGNED) if UNASSIGNED in names else -1, codes)
-    confidence = np.full(len(codes), np.nan, dtype=np.float32)
-    confidence[~unassigned] = probabilities[~unassigned, codes[~unassigned]]
-    columns = {
+    return {
         keys.label: pd.Categorical.from_codes(shown.astype(np.int64), categories=pd.Index(names, dtype=object)),
         keys.label_code: codes,
-        keys.confidence: confidence,
+        keys.confidence: result["confidence"],
         keys.split: pd.Categorical.from_codes(
             np.where(splits < 0, SPLITS.index("unlabelled"), splits).astype(np.int64), categories=pd.Index(SPLITS)
         ),
     }
-    result = {
+
+
+def describe_result(
+    keys: ResultKeys,
+    *,
+    classes: np.ndarray,
+    params: Mapping[str, Any],
+    strategies: pd.DataFrame,
+    history: pd.DataFrame,
+    per_class: pd.DataFrame,
+) -> dict[str, Any]:
+    """What is kept under ``.uns[key_added]``, in a form that h5ad and zarr can hold."""
+    return {
         "params": {**params, "obs_key": keys.label, "embedding_key": keys.embedding},
-        "classes": np.array(names[: len(classes)], dtype=str),
-        **{name: _storable(table) for name, table in tables.items()},
+        "classes": np.array([str(name) for name in classes], dtype=str),
+        "strategies": _storable(strategies),
+        "history": _storable(history),
+        "per_class": _storable(per_class),
     }
-    to_actual(adata)
-    for name, column in columns.items():
-        adata.obs[name] = column
-    adata.obsm[keys.embedding] = prediction["latent"]
-    adata.obsm[keys.probabilities] = probabilities
-    adata.uns[keys.uns] = result
-    # colours of an earlier result would be matched to other categories
-    adata.uns.pop(f"{keys.label}_colors", None)
 
 
 def check_target(

@@ -7,15 +7,6 @@ from dataclasses import dataclass
 UNASSIGNED = "unassigned"
 SPLITS = ("train", "val", "test", "unlabelled")
 DEFAULT_KEY = "scgpt"
-# Tables of a comparison in .uns, and the attributes of AnnotationRunner that hold them.
-TABLES = {
-    "strategies": "results_",
-    "folds": "folds_",
-    "differences": "differences_",
-    "leakage": "leakage_",  # in .uns only with a group_key
-    "per_class": "per_class_",
-    "history": "history_",
-}
 DEFAULT_EMBEDDING_KEY = "X_scgpt"
 
 TOKEN_ID = "scgpt_token_id"  # .var, -1: unknown to the checkpoint
@@ -30,7 +21,7 @@ class ResultKeys:
     Parameters
     ----------
     key
-        ``key_added``; also the key of ``.uns`` with params, classes and the tables of the comparison.
+        ``key_added``; also the key of ``.uns`` with params, classes, strategies, history and per_class.
     label
         Column of ``.obs`` with the predicted label.
     embedding
@@ -61,6 +52,11 @@ class ResultKeys:
     def split(self) -> str:
         """Column of ``.obs``: train, val, test or unlabelled."""
         return f"{self.key}_split"
+
+    @property
+    def colors(self) -> str:
+        """Key of ``.uns`` where scanpy keeps the colours of the labels."""
+        return f"{self.label}_colors"
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""What the extra ``foundation`` brings, and the error when it is missing."""
+"""What the extras bring, and the errors when it is missing."""
 
 from __future__ import annotations
 
@@ -12,6 +12,21 @@ def require_foundation() -> None:
     missing = [name for name in _NEEDED if not _is_installed(name)]
     if missing:
         raise ImportError(f'{" and ".join(missing)} not found. This needs the extra: pip install "scdlkit[foundation]"')
+
+
+def require_dask() -> None:
+    """Raise an ImportError that says what to install where dask's cluster client is missing."""
+    if not _is_installed("distributed"):
+        raise ImportError('distributed not found. client= needs the extra: pip install "scdlkit[dask]"')
+
+
+def require_parquet() -> None:
+    """Raise an ImportError that says what to install where parquet files cannot be written."""
+    if not _is_installed("pyarrow"):
+        raise ImportError(
+            'pyarrow not found. Parquet files need the extra: pip install "scdlkit[parquet]". A name that ends in .csv '
+            "needs nothing."
+        )
 
 
 def _is_installed(name: str) -> bool:

@@ -9,12 +9,12 @@ import numpy as np
 
 from ._keys import UNASSIGNED
 from ._settings import logger
-from ._stream import Result, put_together, work_through
+from ._stream import Result, put_together
 from .foundation._device import resolve_device
 from .foundation.inference import normalise
 
 if TYPE_CHECKING:
-    from anndata import AnnData
+    from collections.abc import Iterable
 
     from ._reader import CellReader
     from .foundation.expression import Expression
@@ -56,6 +56,8 @@ class Predictor:
         Cells of the fit: they are not embedded again.
     device
         As everywhere.
+    arrays
+        Whether embedding and probabilities are wanted. Strategies inside the encoder run it once more for the former.
     """
 
     strategy: Strategy
@@ -63,11 +65,13 @@ class Predictor:
     classes: np.ndarray
     known: KnownCells
     device: str | None
+    arrays: bool = True
 
     def __call__(self, piece: Expression) -> Result:
-        """All by cell: what :meth:`scdlkit.AnnotationRunner.predict` returns but ``labels``, and ``split``.
+        """By cell: ``label_codes``, ``confidence`` and ``split``; with arrays also ``probabilities`` and ``latent``.
 
-        ``split`` is int8: 0 train, 1 val, 2 test, -1 not in the fit.
+        ``split`` is int8: 0 train, 1 val, 2 test, -1 not in the fit. The others are what
+        :meth:`scdlkit.AnnotationRunner.predict` returns, ``confidence`` the probability of the label (NaN: unassigned).
         """
         draws = self.reader.tokenize(piece)
         occupied = np.flatnonzero(draws[0].lengths > 0)
@@ -82,34 +86,34 @@ class Predictor:
             # a frozen embedding is averaged over the draws already
             parts = [cells] if frozen else [replace(cells, tokens=tokens[occupied]) for tokens in draws]
             probabilities[occupied] = np.mean([strategy.predict_proba(part) for part in parts], axis=0)
-            latent[occupied] = normalise(np.mean([strategy.latent(part) for part in parts], axis=0))
             codes[occupied] = probabilities[occupied].argmax(axis=1)
-        split = self.known.split_of(draws[0].cell_keys)
-        return {"label_codes": codes, "probabilities": probabilities, "latent": latent, "split": split}
+            if self.arrays:
+                latent[occupied] = normalise(np.mean([strategy.latent(part) for part in parts], axis=0))
+        confidence = np.take_along_axis(probabilities, codes[:, None].clip(min=0), axis=1)[:, 0]
+        result: Result = {
+            "label_codes": codes,
+            "confidence": confidence,
+            "split": self.known.split_of(draws[0].cell_keys),
+        }
+        return {**result, "probabilities": probabilities, "latent": latent} if self.arrays else result
 
 
-def predict_cells(adata: AnnData, predictor: Predictor) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Labels, probabilities and embedding of every cell, and its part in the fit; ``adata`` is read only.
-
-    Returns
-    -------
-    tuple
-        What :meth:`scdlkit.AnnotationRunner.predict` returns, and ``split`` of :class:`Predictor`.
-    """
-    expression = predictor.reader.choose(adata)
-    found = put_together(work_through(expression, predictor, progress=predictor.reader.progress), expression.n_cells)
-    codes = found["label_codes"]
-    if empty := int((codes < 0).sum()):
+def annotate_parts(parts: Iterable[tuple[slice, Result]], n_cells: int) -> Result:
+    """What :class:`Predictor` made of all cells; cells without a label are reported."""
+    found = put_together(parts, n_cells)
+    if empty := int((found["label_codes"] < 0).sum()):
         logger.warning("%d cells have no gene that the checkpoint knows: %r.", empty, UNASSIGNED)
-    labels = np.append(predictor.classes, UNASSIGNED)[codes]
-    split = found.pop("split")
-    return {**found, "labels": labels}, split
+    return found
 
 
-def embed_cells(expression: Expression, embedder: Embedder) -> np.ndarray:
-    """Frozen embedding of all cells, as :class:`Embedder` gives it for a piece."""
-    parts = work_through(expression, embedder, progress=embedder.reader.progress)
-    embedding = put_together(parts, expression.n_cells)["embedding"]
-    if empty := int((~embedding.any(axis=1)).sum()):
-        logger.warning("%d cells have no gene that the checkpoint knows; their embedding is all zero.", empty)
+def embedding_of(parts: Iterable[tuple[slice, Result]], n_cells: int) -> np.ndarray:
+    """What :class:`Embedder` made of all cells; cells that could not be embedded are reported."""
+    embedding = put_together(parts, n_cells)["embedding"]
+    report_empty(int((~embedding.any(axis=1)).sum()))
     return embedding
+
+
+def report_empty(n_cells: int) -> None:
+    """Warn of cells that could not be embedded."""
+    if n_cells:
+        logger.warning("%d cells have no gene that the checkpoint knows; their embedding is all zero.", n_cells)

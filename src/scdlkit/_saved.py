@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -13,7 +15,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ._keys import TABLES
 from .foundation.bundle import read_bundle, write_bundle
 from .foundation.checkpoints import Checkpoint, ensure_checkpoint, list_checkpoints
 from .foundation.known_cells import KnownCells
@@ -28,6 +29,7 @@ _REQUIRED = (
     "config", "checkpoint", "label_key", "classes", "genes", "strategies", "best_strategy", "recommendation",
     "report", "tables",
 )  # fmt: skip
+_TABLES = {"strategies": "results_", "history": "history_", "per_class": "per_class_"}
 
 
 def write_runner(runner: AnnotationRunner, path: str | os.PathLike[str]) -> Path:
@@ -60,10 +62,28 @@ def write_runner(runner: AnnotationRunner, path: str | os.PathLike[str]) -> Path
         "best_strategy": runner.best_strategy_,
         "recommendation": runner.recommendation_,
         "report": _plain(runner.report_.to_dict()),
-        "tables": {name: _to_records(getattr(runner, attribute)) for name, attribute in TABLES.items()},
+        "tables": {name: _to_records(getattr(runner, attribute)) for name, attribute in _TABLES.items()},
         "versions": {name: found for name in _PACKAGES if (found := _installed(name))},
     }
     return write_bundle(path, manifest, tensors)
+
+
+def fingerprint(runner: AnnotationRunner, strategy: str) -> str:
+    """Hex digest of all that predictions of a fitted strategy depend on; the same after saving and loading."""
+    digest = hashlib.blake2b(digest_size=16)
+    plain = {
+        "config": asdict(runner.config),
+        "checkpoint": runner._reader.checkpoint.sha256,
+        "classes": list(runner.classes_),
+        "strategy": strategy,
+    }
+    digest.update(json.dumps(_plain(plain), sort_keys=True).encode())
+    fitted = runner._find_fitted(strategy)
+    for name, tensor in sorted(fitted.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    digest.update(runner._known.keys.data)
+    return digest.hexdigest()
 
 
 def read_runner(
@@ -139,7 +159,7 @@ def _rebuild(
     runner.best_strategy_ = manifest["best_strategy"]
     runner.recommendation_ = manifest["recommendation"]
     runner.report_ = ScGPTAnnotationDataReport(**manifest["report"])
-    for name, attribute in TABLES.items():
+    for name, attribute in _TABLES.items():
         setattr(runner, attribute, _from_records(manifest["tables"][name]))
     return runner
 

@@ -23,7 +23,6 @@ def work_through(
     work: Work,
     *,
     skip: Container[int] = frozenset(),
-    size: int | None = None,
     progress: bool | None = None,
 ) -> Iterator[tuple[slice, Result]]:
     """What ``work`` makes of each piece of an expression matrix, in order.
@@ -37,18 +36,21 @@ def work_through(
     work
         Called with one piece after another.
     skip
-        See :meth:`Expression.chunks`.
-    size
-        Most cells of a piece; :data:`CHUNK_CELLS` by default.
+        First cells of pieces to leave out.
     progress
         Show a bar where there is more than one piece; the setting by default.
     """
-    size = CHUNK_CELLS if size is None else size
+    size = chunk_cells()
     show = (settings.progress if progress is None else progress) and expression.n_cells > size and is_main_process()
     with tqdm(total=expression.n_cells, unit="cell", disable=not show, leave=False) as bar:
         for cells, piece in _read_ahead(expression.pieces(size, skip=skip)):
             yield cells, work(piece)
             bar.update(cells.stop - bar.n)
+
+
+def chunk_cells() -> int:
+    """Most cells of a piece."""
+    return CHUNK_CELLS
 
 
 def put_together(parts: Iterable[tuple[slice, Result]], n_cells: int) -> Result:

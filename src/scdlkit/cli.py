@@ -21,7 +21,8 @@ app = typer.Typer(
 )
 
 Input = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="Cells as .h5ad.")]
-Output = Annotated[Path, typer.Option("--out", "-o", help="Where to write the annotated .h5ad.")]
+Cells = Annotated[Path, typer.Argument(exists=True, help="Cells as .h5ad or .zarr; they may be larger than memory.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted, if there is one.")]
 CheckpointName = Annotated[str, typer.Option("--checkpoint", "-c", help="Registered name, or folder.")]
 LabelKey = Annotated[str | None, typer.Option("--label-key", "-l", help="Column of .obs with cell types.")]
 GroupKey = Annotated[str | None, typer.Option("--group-key", "-g", help="Column of .obs with donors or studies.")]
@@ -62,21 +63,20 @@ def inspect(
 
 @app.command()
 def embed(
-    path: Input,
-    out: Output,
+    path: Cells,
+    out: Annotated[Path, typer.Option("--out", "-o", help=".npy or .parquet; or as the cells: a copy of them.")],
     checkpoint: CheckpointName = "whole-human",
     layer: Layer = None,
     key_added: Annotated[str, typer.Option(help="Key of .obsm.")] = "X_scgpt",
+    resume: Resume = False,
     device: Device = None,
 ) -> None:
     """Embed cells without any labels."""
     from . import tl
 
     with _clean_errors():
-        _check_h5ad("--out", out)
-        adata = _read(path)
-        tl.embed(adata, checkpoint=checkpoint, layer=layer, key_added=key_added, device=device)
-        _write(adata, out)
+        tl.embed_file(path, out, checkpoint=checkpoint, layer=layer, key_added=key_added, resume=resume, device=device)
+        typer.echo(f"Written: {out}")
 
 
 @app.command()
@@ -121,20 +121,22 @@ def adapt(
 
 @app.command()
 def predict(
-    path: Input,
+    path: Cells,
     model: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Folder of a saved model.")],
-    out: Output,
+    out: Annotated[Path, typer.Option("--out", "-o", help=".parquet or .csv; or as the cells: a copy of them.")],
     strategy: Annotated[str | None, typer.Option("--strategy", "-s", help="The best one by default.")] = None,
+    arrays: Annotated[
+        bool | None, typer.Option(help="Write embedding and probabilities too; by default not in tables.")
+    ] = None,
+    resume: Resume = False,
 ) -> None:
     """Annotate cells with a saved model."""
     from . import tl
 
     with _clean_errors():
-        _check_h5ad("--out", out)
-        adata = _read(path)
-        tl.predict(adata, model, strategy=strategy)
-        typer.echo(adata.obs["scgpt_label"].value_counts().to_string())
-        _write(adata, out)
+        counts = tl.predict_file(path, model, out, strategy=strategy, arrays=arrays, resume=resume)
+        typer.echo(counts.to_string())
+        typer.echo(f"Written: {out}")
 
 
 @app.command()

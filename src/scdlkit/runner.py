@@ -12,26 +12,28 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from ._annotation import check_target, write_annotation
-from ._keys import TABLES, ResultKeys
-from ._prediction import Predictor, predict_cells
+from ._annotation import check_target, describe_result, write_annotation
+from ._keys import UNASSIGNED, ResultKeys
+from ._prediction import Predictor, annotate_parts
 from ._prepared import PreparedCells, prepare, read_columns
 from ._reader import CellReader
+from ._recipes import predicted
 from ._run_config import RunnerConfig
 from ._saved import read_runner, write_runner
 from ._settings import logger
 from .foundation._device import resolve_device
 from .foundation.checkpoints import Checkpoint, ensure_checkpoint
+from .foundation.comparison import Comparison, compare
 from .foundation.export import export_checkpoint
 from .foundation.known_cells import KnownCells
-from .foundation.plan import Fit
-from .foundation.repeated import Comparison, compare
+from .foundation.splits import make_split
 from .foundation.strategies import LoRAConfig, Strategy, available_strategies, build_strategies
 from .foundation.tokens import TokenizerConfig
 from .inspection import ScGPTAnnotationDataReport, inspect_annotation_data
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from distributed import Client
 
 DEFAULT_STRATEGIES = ("frozen_probe", "head")
 DEFAULT_BASELINES = ("pca_logreg",)
@@ -41,9 +43,8 @@ ALL_STRATEGIES = tuple(name for name in available_strategies("strategy") if name
 class AnnotationRunner:
     """Fit strategies to one labelled data set, compare them honestly, annotate this or other data.
 
-    ``fit_compare`` splits the labelled cells, once or several times, trains every strategy on the same training cells,
-    ranks them on the validation cells and reports the untouched test cells. The fitted strategies of the first split
-    are kept. :func:`scdlkit.tl.adapt_annotation` does all steps at once.
+    ``fit_compare`` splits the labelled cells, trains every strategy on the same training cells, ranks them on the
+    validation cells and reports the untouched test cells. :func:`scdlkit.tl.adapt_annotation` does all steps at once.
 
     Parameters
     ----------
@@ -65,14 +66,7 @@ class AnnotationRunner:
     group_key
         Column of ``.obs``; cells of one value (donor, study) never straddle the split.
     val_size, test_size
-        Shares of the labelled cells; with ``cv`` a fold is the test.
-    n_repeats
-        Repeat everything but the embedding on so many splits, for a spread and narrower intervals.
-    cv
-        Number of folds: every labelled cell is a test cell once, and once a repeat.
-    leakage_gap
-        With a ``group_key``, run all fits also on splits by cell, to see what cells of one group on both sides would
-        seem to gain. Doubles the time of the fits.
+        Shares of the labelled cells.
     small_classes
         Classes too small to be split: ``"error"``, or ``"drop"`` them (their cells count as unlabelled; reported).
     batch_size
@@ -95,24 +89,16 @@ class AnnotationRunner:
     report_
         What inspection found.
     results_
-        One row a strategy: metrics on validation and test cells (means over the fits), spread and 95 % interval of the
-        macro-F1, parameters, time, memory, rank. ``fit_seconds`` is one fit, ``embed_seconds`` the one embedding pass
-        that strategies on the frozen embedding share. A strategy that failed in one fit counts as failed.
-    folds_
-        One row a strategy and fit.
-    differences_
-        Macro-F1 of each strategy against the best baseline and the best strategy, with 95 % interval.
-    leakage_
-        Scores on splits by cell and by group side by side; without rows unless there is a ``group_key``.
+        One row a strategy: metrics on validation and test cells, parameters, time, memory, rank. ``fit_seconds`` is
+        the fit itself, ``embed_seconds`` the one embedding pass that strategies on the frozen embedding share.
     history_, per_class_
-        Rows per epoch of each fit, and per class.
+        Rows per epoch, and per class.
     classes_
         Class names; ``label_codes`` are positions in it.
     best_strategy_
         Best-ranked strategy on the validation cells (baselines do not count).
     recommendation_
-        One sentence: the simplest strategy within one standard error of the best on the validation cells, and whether
-        the foundation model is worth it here.
+        One sentence: whether the foundation model is worth it here.
 
     Example
     -------
@@ -123,6 +109,7 @@ class AnnotationRunner:
     """
 
     config_class = RunnerConfig
+    _folder: Path | None = None  # which holds this very model
 
     def __init__(
         self,
@@ -138,9 +125,6 @@ class AnnotationRunner:
         group_key: str | None = None,
         val_size: float = 0.15,
         test_size: float = 0.15,
-        n_repeats: int = 1,
-        cv: int | None = None,
-        leakage_gap: bool = True,
         small_classes: Literal["error", "drop"] = "error",
         batch_size: int = 64,
         max_length: int | None = None,
@@ -152,8 +136,8 @@ class AnnotationRunner:
         progress: bool | None = None,
     ) -> None:
         config = RunnerConfig(
-            label_key, group_key, layer, use_raw, val_size, test_size, n_repeats, cv, leakage_gap, small_classes,
-            max_length, ties, duplicates, n_draws, random_state,
+            label_key, group_key, layer, use_raw, val_size, test_size, small_classes, max_length, ties, duplicates,
+            n_draws, random_state,
         )  # fmt: skip
         if strategies == "all":
             strategies = ALL_STRATEGIES
@@ -179,7 +163,6 @@ class AnnotationRunner:
             group_key=config.group_key,
             val_size=config.val_size,
             test_size=config.test_size,
-            cv=config.cv,
             small_classes=config.small_classes,
             max_length=config.max_length,
             duplicates=config.duplicates,
@@ -201,12 +184,22 @@ class AnnotationRunner:
         RuntimeError
             If every strategy failed; the reasons are listed.
         """
+        config = self.config
         prepared = self._prepare(adata)
         self.report_ = prepared.report
-        fits = self._plan_fits(prepared)
-        first = fits[0].split
-        self._known = KnownCells.of(prepared.keys, first.assignment)
-        if twins := int((self._known.split_of(prepared.keys) < first.assignment).sum()):
+        split = make_split(
+            prepared.codes,
+            prepared.names,
+            classes=prepared.classes,
+            groups=prepared.groups,
+            val_size=config.val_size,
+            test_size=config.test_size,
+            seed=config.random_state,
+        )
+        for text in split.warnings:
+            logger.warning("%s", text)
+        self._known = KnownCells.of(prepared.keys, split.assignment)
+        if twins := int((self._known.split_of(prepared.keys) < split.assignment).sum()):
             logger.warning(
                 "%d validation or test cells have the same genes in the same order of values as a cell that is used "
                 "before them (training, then validation): are cells in the data twice? Scores are then too good.",
@@ -218,8 +211,9 @@ class AnnotationRunner:
         comparison = compare(
             self._strategies,
             cells,
-            fits,
+            split,
             prepared.classes,
+            seed=config.random_state,
             device=str(resolve_device(self.device)),
             progress=self.progress,
         )
@@ -230,7 +224,9 @@ class AnnotationRunner:
         self._known = self._known.with_embedding(prepared.keys, cells.embedding)
         return self.results_
 
-    def predict(self, adata: AnnData, *, strategy: str | None = None) -> dict[str, np.ndarray]:
+    def predict(
+        self, adata: AnnData, *, strategy: str | None = None, client: Client | None = None
+    ) -> dict[str, np.ndarray]:
         """Annotate cells; ``adata`` is read only. It may have other genes, in another order, than the training data.
 
         Parameters
@@ -239,6 +235,8 @@ class AnnotationRunner:
             Cells to annotate.
         strategy
             Name of a fitted strategy or baseline; the best strategy by default.
+        client
+            Of a dask cluster that shares the work, see :func:`scdlkit.tl.predict`.
 
         Returns
         -------
@@ -252,7 +250,9 @@ class AnnotationRunner:
         RuntimeError
             Before ``fit_compare`` or ``load``.
         """
-        return predict_cells(adata, self._predictor(strategy))[0]
+        result = self._annotate(adata, strategy, client)
+        labels = np.append(self.classes_, UNASSIGNED)[result["label_codes"]]
+        return {"labels": labels, **{name: result[name] for name in ("label_codes", "probabilities", "latent")}}
 
     def annotate_adata(
         self,
@@ -262,6 +262,7 @@ class AnnotationRunner:
         embedding_key: str = "X_scgpt_best",
         key_added: str = "scgpt",
         strategy: str | None = None,
+        client: Client | None = None,
     ) -> None:
         """Annotate cells and write the result into ``adata``.
 
@@ -273,6 +274,8 @@ class AnnotationRunner:
             Where to write, see below.
         strategy
             Name of a fitted strategy or baseline; the best strategy by default.
+        client
+            Of a dask cluster that shares the work, see :func:`scdlkit.tl.predict`.
 
         Returns
         -------
@@ -284,30 +287,17 @@ class AnnotationRunner:
             ``adata.obs[f"{obs_key}_code"]``, ``adata.obs[f"{obs_key}_confidence"]``
                 Position in ``classes`` (-1: unassigned), and probability of the label (NaN: unassigned).
             ``adata.obs[f"{key_added}_split"]``
-                train, val or test for the cells of the (first) fit, recognised by their content; else unlabelled.
+                train, val or test for the cells of the fit, recognised by their content; else unlabelled.
             ``adata.obsm[embedding_key]``, ``adata.obsm[f"{key_added}_proba"]``
                 L2-normalised embedding, and class probabilities in the order of ``classes``.
             ``adata.uns[key_added]``
-                params, classes, strategies, folds, differences, leakage (with a ``group_key``), per_class and history;
-                read them with :mod:`scdlkit.get`.
+                params, classes, strategies, history and per_class; read them with :mod:`scdlkit.get`.
         """
         self._check_fitted("annotate")
         keys = ResultKeys(key_added, label=obs_key, embedding=embedding_key)
         check_target(adata, keys, inputs=(self.label_key_, self.config.group_key))
-        prediction, splits = predict_cells(adata, self._predictor(strategy))
-        write_annotation(
-            adata,
-            prediction,
-            splits,
-            keys=keys,
-            classes=self.classes_,
-            params=self._params(strategy or self.best_strategy_, key_added),
-            tables={
-                name: getattr(self, attribute)
-                for name, attribute in TABLES.items()
-                if name != "leakage" or len(self.leakage_)
-            },
-        )
+        result = self._annotate(adata, strategy, client)
+        write_annotation(adata, result, keys=keys, classes=self.classes_, uns=self._describe(keys, strategy))
 
     def save(self, path: str | os.PathLike[str], *, standalone: bool = False, strategy: str | None = None) -> Path:
         """Write the fitted model as a folder: ``manifest.json`` and ``model_state.pt``.
@@ -339,7 +329,9 @@ class AnnotationRunner:
             )
         if strategy is not None:
             raise ValueError("strategy= is for standalone=True; a model folder holds all fitted strategies.")
-        return write_runner(self, path)
+        folder = write_runner(self, path)
+        self._folder = folder.absolute()
+        return folder
 
     @classmethod
     def load(
@@ -368,7 +360,9 @@ class AnnotationRunner:
         ValueError
             If the model is corrupt, edited, incomplete or of another format version, or the checkpoint is another.
         """
-        return read_runner(cls, path, checkpoint=checkpoint, device=device, progress=progress)
+        runner = read_runner(cls, path, checkpoint=checkpoint, device=device, progress=progress)
+        runner._folder = Path(path).absolute()
+        return runner
 
     def __repr__(self) -> str:
         names = ", ".join(strategy.name for strategy in self._strategies)
@@ -391,6 +385,7 @@ class AnnotationRunner:
         self._strategies = strategies
         self._fitted: dict[str, Strategy] = {}
         self._known = KnownCells.none()
+        self._folder = None
 
     def _prepare(self, adata: AnnData) -> PreparedCells:
         """The labelled cells, read once; what an earlier fit left is dropped, or a failure would leave half of it."""
@@ -398,17 +393,8 @@ class AnnotationRunner:
         self._use_checkpoint(ensure_checkpoint(self.checkpoint, progress=self.progress))
         self._fitted.clear()
         self._known = KnownCells.none()
+        self._folder = None
         return prepare(adata, columns, self.config, self._reader)
-
-    def _plan_fits(self, prepared: PreparedCells) -> list[Fit]:
-        """Every fit; with groups and unless switched off, the same fits by cell after them."""
-        plan, cells = self.config.plan, (prepared.codes, prepared.names)
-        fits = plan.fits(*cells, classes=prepared.classes, groups=prepared.groups)
-        for text in plan.warnings(fits, *cells, prepared.classes):
-            logger.warning("%s", text)
-        if prepared.groups is not None and self.config.leakage_gap:
-            fits += plan.fits_by_cell(fits, *cells, classes=prepared.classes)
-        return fits
 
     def _use_checkpoint(self, reference: Checkpoint) -> CellReader:
         config = self.config
@@ -439,18 +425,39 @@ class AnnotationRunner:
             list(table.columns).index("fit_seconds") + 1, "embed_seconds", np.where(embedded, embed_seconds, 0.0)
         )
         self.results_ = table
-        self.folds_ = comparison.folds
-        self.differences_ = comparison.differences
-        self.leakage_ = comparison.leakage
         self.history_ = comparison.history
         self.per_class_ = comparison.per_class
         self.best_strategy_ = comparison.best
-        self.recommendation_ = comparison.recommendation
+        self.recommendation_ = comparison.recommend()
         self._fitted = dict(comparison.fitted)
 
-    def _predictor(self, strategy: str | None) -> Predictor:
+    def _annotate(self, adata: AnnData, strategy: str | None, client: Client | None) -> dict[str, np.ndarray]:
         self._check_fitted("predict")
-        return Predictor(self._find_fitted(strategy), self._reader, self.classes_, self._known, self.device)
+        name = self._find_fitted(strategy).name
+        expression = self._reader.choose(adata)
+        return annotate_parts(predicted(self, expression, name, client=client), expression.n_cells)
+
+    def _predictor(self, strategy: str, *, arrays: bool) -> Predictor:
+        return Predictor(
+            self._find_fitted(strategy), self._reader, self.classes_, self._known, self.device, arrays=arrays
+        )
+
+    def _saved_in(self, folder: Path) -> Path:
+        """Where this model is saved; ``folder`` if it was nowhere."""
+        if self._folder is not None and self._folder.is_dir():
+            return self._folder
+        return write_runner(self, folder)
+
+    def _describe(self, keys: ResultKeys, strategy: str | None) -> dict[str, Any]:
+        """What stands in ``.uns`` beside the labels that a strategy gave."""
+        return describe_result(
+            keys,
+            classes=self.classes_,
+            params=self._params(strategy or self.best_strategy_, keys.key),
+            strategies=self.results_,
+            history=self.history_,
+            per_class=self.per_class_,
+        )
 
     def _params(self, strategy: str, key_added: str) -> dict[str, Any]:
         """Plain values for ``.uns``; AnnData stores no None."""

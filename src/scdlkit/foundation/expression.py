@@ -19,8 +19,9 @@ values of another kind than the sample's are warned about.
 
 from __future__ import annotations
 
+import hashlib
 import warnings
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 __all__ = ["CHUNK_CELLS", "Expression", "check_overlap", "choose_expression", "minimum_overlap"]
 
 CHUNK_CELLS = 4096
+_FINGERPRINT_CELLS = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +67,7 @@ class Expression:
     largest
         The largest value of the cells that were looked at.
     check
-        Called with the positions of cells and their rows whenever rows are read, where a sample decided.
+        Looks at values as they are read, where a sample decided.
     """
 
     matrix: Any = field(repr=False)
@@ -75,7 +77,7 @@ class Expression:
     names: Index = field(repr=False)
     warnings: tuple[str, ...] = ()
     largest: float = 0.0
-    check: Callable[[np.ndarray, sp.csr_matrix], None] | None = field(default=None, repr=False)
+    check: ValueCheck | None = field(default=None, repr=False)
 
     @property
     def n_cells(self) -> int:
@@ -123,7 +125,7 @@ class Expression:
             raise ValueError(f"size must be at least 1, found {size}.")
         for cells, rows in matrices.iterate_rows(self.matrix, size, skip=skip):
             if self.check is not None:
-                self.check(np.arange(cells.start, cells.stop), rows)
+                self.check.judge(np.arange(cells.start, cells.stop), matrices.scan(rows))
             yield cells, rows
 
     def pieces(
@@ -133,12 +135,22 @@ class Expression:
         for cells, rows in self.chunks(size, skip=skip):
             yield cells, replace(self, matrix=rows, names=self.names[cells], check=None)
 
+    def fingerprint(self, size: int = CHUNK_CELLS) -> str:
+        """Hex digest of genes, numbers, some of the rows, and where :meth:`chunks` begin: the same data, the same digest."""
+        digest = hashlib.blake2b(digest_size=16)
+        some = matrices.read_spread(self.matrix, _FINGERPRINT_CELLS)
+        ends = np.array([block.stop for block in matrices.row_blocks(self.matrix, size)], dtype=np.int64)
+        for array in (np.array(self.matrix.shape), self.genes.token_ids, some.indptr, some.indices, some.data, ends):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        digest.update(f"{self.source} {self.kind} {size}".encode())
+        return digest.hexdigest()
+
     def rows(self, index: Sequence[int] | np.ndarray) -> sp.csr_matrix:
         """Rows of the selected cells (positions in any order, or a boolean mask), as :meth:`chunks` gives them."""
         chosen = np.arange(self.n_cells)[np.asarray(index, dtype=None if len(index) else np.intp)]
         rows = matrices.read_index(self.matrix, chosen)
         if self.check is not None:
-            self.check(chosen, rows)
+            self.check.judge(chosen, matrices.scan(rows))
         return rows
 
 
@@ -213,7 +225,7 @@ def choose_expression(
     logger.debug("%s holds %s of %d genes", chosen.source, kind, chosen.genes.n_genes)
     check = None
     if not matrices.in_memory(chosen.rows):
-        check = _Check(adata, chosen, kind)
+        check = ValueCheck(adata, chosen, kind)
         if chosen.scan.n_rows < adata.n_obs:
             logger.info(
                 "%s holds %s, judged by %d of %d cells; the values of all others are checked when they are read.",
@@ -258,16 +270,23 @@ def _cell_index(adata: AnnData) -> Index:
     return getattr(adata.obs, "true_index", adata.obs_names)
 
 
-class _Check:
-    """Look at values that the sample did not show, as they are read."""
+class ValueCheck:
+    """Judges values that the sample did not show, as they are read."""
 
     def __init__(self, adata: AnnData, chosen: Candidate, kind: str) -> None:
         self._adata, self._chosen, self._kind = adata, chosen, kind
         self._limit = matrices.largest_logarithm("log1p" in adata.uns) if kind == "log1p" else np.inf
 
-    def __call__(self, positions: np.ndarray, rows: sp.csr_matrix) -> None:
-        """Raise a ValueError for values that are no expression; warn, once, where they are of another kind."""
-        found = matrices.scan(rows)
+    def judge(self, positions: Sequence[int] | np.ndarray, found: Scan) -> None:
+        """Raise a ValueError for values that are no expression; warn, once, where they are of another kind.
+
+        Parameters
+        ----------
+        positions
+            Of the cells.
+        found
+            What their values are like.
+        """
         if found.first_bad is not None:
             row, column, value = found.first_bad
             raise ValueError(

@@ -206,6 +206,11 @@ def _value_blocks(matrix: Any) -> Iterator[tuple[int, Any]]:
             yield start, _materialise(matrix[start : min(start + step, rows.stop)])
 
 
+def read_spread(matrix: Any, n_wanted: int) -> sp.csr_matrix:
+    """About ``n_wanted`` rows from all over a matrix, as canonical CSR."""
+    return _stack([read_rows(matrix, rows.start, rows.stop) for rows in _spread(matrix.shape[0], n_wanted)])
+
+
 def _spread(n_rows: int, n_wanted: int) -> list[slice]:
     """About ``n_wanted`` rows in a few places, the first and the last included."""
     at_once = n_wanted // _SAMPLE_PLACES
@@ -278,8 +283,7 @@ def classify(matrix: Any, scanned: Scan, *, logged: bool = False) -> tuple[str, 
     if scanned.integers:
         binary = scanned.largest == 1 and matrix.shape[0] >= 20  # a few shallow cells may hold no 2
         return "counts", ("all values are 0 or 1 (binarised?), so that all genes of a cell tie",) if binary else ()
-    rows = _spread(matrix.shape[0], _CLASSIFIED_ROWS)
-    sample = _stack([read_rows(matrix, some.start, some.stop) for some in rows])
+    sample = read_spread(matrix, _CLASSIFIED_ROWS)
     if _sums_agree(sample, sample.data):
         return "normalised", ()
     if scanned.largest > largest_logarithm(logged):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ._adapt import adapt_annotation
 from ._embed import embed
+from ._files import embed_file, predict_file
 from ._predict import predict
 
-__all__ = ["adapt_annotation", "embed", "predict"]
+__all__ = ["adapt_annotation", "embed", "embed_file", "predict", "predict_file"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from scdlkit._annotation import check_target, to_actual
 from scdlkit._keys import DEFAULT_EMBEDDING_KEY
@@ -11,6 +11,10 @@ from scdlkit._optional import require_foundation
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from distributed import Client
+
+    from scdlkit._reader import CellReader
+    from scdlkit.foundation.expression import Expression
 
 
 def embed(
@@ -28,6 +32,7 @@ def embed(
     random_state: int = 42,
     device: str | None = None,
     progress: bool | None = None,
+    client: Client | None = None,
     copy: bool = False,
 ) -> AnnData | None:
     """Embed cells with a pretrained scGPT, without any labels (Cui et al. 2024, https://doi.org/10.1038/s41592-024-02201-0).
@@ -58,6 +63,8 @@ def embed(
         ``"auto"``, ``"cpu"``, ``"cuda"``, …; the setting by default.
     progress
         Show a progress bar; the setting by default.
+    client
+        Of a dask cluster that shares the work, see :func:`scdlkit.tl.predict`.
     copy
         Return a changed copy instead of changing ``adata``.
 
@@ -84,35 +91,67 @@ def embed(
     >>> sc.pp.neighbors(adata, use_rep="X_scgpt")
     """
     require_foundation()
-    from scdlkit._prediction import Embedder, embed_cells
+    from scdlkit._prediction import Embedder, embedding_of
+    from scdlkit._recipes import embedded
+
+    check_target(adata, copy=copy)
+    reader = make_reader(
+        checkpoint,
+        layer=layer,
+        use_raw=use_raw,
+        max_length=max_length,
+        ties=ties,
+        duplicates=duplicates,
+        n_draws=n_draws,
+        random_state=random_state,
+        device=device,
+        progress=progress,
+    )
+    expression = reader.choose(adata)
+    parts = embedded(expression, Embedder(reader, batch_size), client=client)
+    embedding = embedding_of(parts, expression.n_cells)
+    target = adata.copy() if copy else adata
+    to_actual(target)
+    target.obsm[key_added] = embedding
+    target.uns[key_added] = {"params": embedding_params(reader, expression)}
+    return target if copy else None
+
+
+def make_reader(
+    checkpoint: str | os.PathLike[str],
+    *,
+    layer: str | None,
+    use_raw: bool | None,
+    max_length: int | None,
+    ties: Literal["random", "mid"],
+    duplicates: Literal["sum", "first"],
+    n_draws: int,
+    random_state: int,
+    device: str | None,
+    progress: bool | None,
+) -> CellReader:
+    """What reads and embeds cells with these settings."""
     from scdlkit._reader import CellReader
     from scdlkit.foundation.checkpoints import ensure_checkpoint
     from scdlkit.foundation.tokens import TokenizerConfig
 
-    check_target(adata, copy=copy)
     found = ensure_checkpoint(checkpoint, progress=progress)
     tokenizer = TokenizerConfig.from_args(
         found.args(), max_length=max_length, ties=ties, duplicates=duplicates, seed=random_state
     )
-    reader = CellReader(
-        found, tokenizer, n_draws=n_draws, layer=layer, use_raw=use_raw, device=device, progress=progress
-    )
-    expression = reader.choose(adata)
-    embedding = embed_cells(expression, Embedder(reader, batch_size))
-    target = adata.copy() if copy else adata
-    to_actual(target)
-    target.obsm[key_added] = embedding
-    target.uns[key_added] = {
-        "params": {
-            "checkpoint": found.name,
-            "checkpoint_sha256": found.sha256,
-            "matrix": expression.source,
-            "values": expression.kind,
-            "max_length": tokenizer.max_length,
-            "ties": ties,
-            "duplicates": duplicates,
-            "n_draws": n_draws,
-            "random_state": random_state,
-        }
+    return CellReader(found, tokenizer, n_draws=n_draws, layer=layer, use_raw=use_raw, device=device, progress=progress)
+
+
+def embedding_params(reader: CellReader, expression: Expression) -> dict[str, Any]:
+    """What an embedding depends on, as plain values."""
+    return {
+        "checkpoint": reader.checkpoint.name,
+        "checkpoint_sha256": reader.checkpoint.sha256,
+        "matrix": expression.source,
+        "values": expression.kind,
+        "max_length": reader.tokenizer.max_length,
+        "ties": reader.tokenizer.ties,
+        "duplicates": reader.tokenizer.duplicates,
+        "n_draws": reader.n_draws,
+        "random_state": reader.tokenizer.seed,
     }
-    return target if copy else None

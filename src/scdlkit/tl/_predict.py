@@ -11,6 +11,7 @@ from scdlkit._optional import require_foundation
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from distributed import Client
 
     from scdlkit.runner import AnnotationRunner
 
@@ -21,9 +22,14 @@ def predict(
     *,
     strategy: str | None = None,
     key_added: str = DEFAULT_KEY,
+    client: Client | None = None,
     copy: bool = False,
 ) -> AnnData | None:
     """Annotate cells with a fitted model; they may have other genes, in another order, than the training data.
+
+    Cells are read and annotated piece by piece. Where their matrix is on disk or in dask (``backed="r"``,
+    :func:`anndata.experimental.read_lazy`), the memory needed does not grow with their number, but for the results. See
+    :func:`scdlkit.tl.predict_file` for results that go to a file as they come.
 
     Parameters
     ----------
@@ -35,6 +41,10 @@ def predict(
         Name of a fitted strategy or baseline; the best strategy by default.
     key_added
         Prefix of all keys.
+    client
+        A ``dask.distributed.Client``: the workers of its cluster share the work, each loading the model once. They need
+        scdlkit, and must see the folder of the model (the one it was saved to or loaded from; a temporary one
+        otherwise) and the checkpoint.
     copy
         Return a changed copy instead of changing ``adata``.
 
@@ -46,7 +56,7 @@ def predict(
     Raises
     ------
     ImportError
-        If PyTorch is missing.
+        If PyTorch is missing, or dask where ``client`` is given.
     RuntimeError
         If the runner is not fitted.
     ValueError
@@ -58,18 +68,24 @@ def predict(
     >>> query.obs["scgpt_label"]
     """
     require_foundation()
-    from scdlkit.runner import AnnotationRunner
-
     check_target(adata, copy=copy)
-    if not isinstance(runner, AnnotationRunner):
-        if not isinstance(runner, str | os.PathLike):
-            raise TypeError(
-                f"runner must be an AnnotationRunner or the path of a saved one, found {type(runner).__name__}."
-            )
-        runner = AnnotationRunner.load(runner)
+    runner = find_runner(runner)
     keys = ResultKeys(key_added)
     target = adata.copy() if copy else adata
     runner.annotate_adata(
-        target, obs_key=keys.label, embedding_key=keys.embedding, key_added=key_added, strategy=strategy
+        target, obs_key=keys.label, embedding_key=keys.embedding, key_added=key_added, strategy=strategy, client=client
     )
     return target if copy else None
+
+
+def find_runner(runner: AnnotationRunner | str | os.PathLike[str]) -> AnnotationRunner:
+    """The runner itself, or the one saved in a folder."""
+    from scdlkit.runner import AnnotationRunner
+
+    if isinstance(runner, AnnotationRunner):
+        return runner
+    if not isinstance(runner, str | os.PathLike):
+        raise TypeError(
+            f"runner must be an AnnotationRunner or the path of a saved one, found {type(runner).__name__}."
+        )
+    return AnnotationRunner.load(runner)
