@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,19 +51,84 @@ def _strategies(rng: np.random.Generator, n_classes: int) -> pd.DataFrame:
             position += 1
     table.insert(position, "auroc_note", "")
     table.insert(position + 3, "peak_memory_mb", table["n_trainable"] * 16 / 2**20 + 350)
+    table.insert(2, "uses_encoder", table["role"] == "strategy")
     return table
 
 
-def _history(rng: np.random.Generator) -> pd.DataFrame:
+def _folds(rng: np.random.Generator, table: pd.DataFrame, n_repeats: int) -> pd.DataFrame:
+    """Scores that scatter about those of ``table``, with exactly these as means."""
+    scores = [name for name in table if name.startswith(("val_", "test_"))]
+    noise = rng.normal(0, 0.015, (n_repeats, len(table), 1)) + rng.normal(
+        0, 0.004, (n_repeats, len(table), len(scores))
+    )
+    noise -= noise.mean(0)
     pieces = []
-    for order, (name, n) in enumerate(EPOCHS.items()):
+    for repeat in range(n_repeats):
+        piece = table[["strategy", "role", *scores, "n_trainable", "fit_seconds", "peak_memory_mb", "error"]].copy()
+        piece[scores] += noise[repeat]
+        for position, (name, value) in enumerate([("split_by", "cell"), ("repeat", repeat), ("fold", 0)]):
+            piece.insert(2 + position, name, value)
+        pieces.append(piece)
+    return pd.concat(pieces, ignore_index=True)
+
+
+def _spread(table: pd.DataFrame, folds: pd.DataFrame) -> pd.DataFrame:
+    table = table.copy()
+    for split in ("val", "test"):
+        value = table[f"{split}_macro_f1"]
+        sd = folds.groupby("strategy")[f"{split}_macro_f1"].std().reindex(table["strategy"]).to_numpy()
+        position = list(table.columns).index(f"{split}_auroc_ovr") + 1
+        for name, column in (("sd", sd), ("low", value - 0.02), ("high", value + 0.018)):
+            table.insert(position, f"{split}_macro_f1_{name}", column)
+            position += 1
+    table.insert(
+        list(table.columns).index("error"), "n_fits", np.where(table["error"] == "", folds["repeat"].max() + 1, 0)
+    )
+    return table
+
+
+def _differences(table: pd.DataFrame) -> pd.DataFrame:
+    finished = table[table["error"] == ""].set_index("strategy")
+    rows = [
+        (name, reference, role, split, value, value - 0.02, value + 0.02, bool(abs(value) > 0.02))
+        for reference, role in (("pca_logreg", "baseline"), ("lora", "best"))
+        for split in ("val", "test")
+        for name, value in (finished[f"{split}_macro_f1"] - finished.loc[reference, f"{split}_macro_f1"]).items()
+        if name != reference
+    ]
+    columns = ["strategy", "reference", "reference_role", "split", "difference", "low", "high", "excludes_zero"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _leakage(table: pd.DataFrame) -> pd.DataFrame:
+    pieces = []
+    for split in ("val", "test"):
+        piece = table[["strategy", "role"]].assign(split=split, by_group=table[f"{split}_macro_f1"])
+        piece["gap"] = 0.12 - 0.01 * np.arange(len(table)) + 0 * piece["by_group"]
+        piece["by_cell"] = piece["by_group"] + piece["gap"]
+        pieces.append(piece.assign(low=piece["gap"] - 0.03, high=piece["gap"] + 0.04))
+    columns = ["strategy", "role", "split", "by_cell", "by_group", "gap", "low", "high"]
+    return pd.concat(pieces, ignore_index=True)[columns]
+
+
+def _history(rng: np.random.Generator, n_repeats: int = 1) -> pd.DataFrame:
+    pieces = []
+    for repeat, (order, (name, n)) in product(range(n_repeats), enumerate(EPOCHS.items())):
         epoch = np.arange(1, n + 1)
         fit = 1 - np.exp(-epoch / (2 + order))
         score = 0.4 + (0.44 - 0.01 * order) * fit - 0.002 * np.clip(epoch - 10, 0, None) + rng.normal(0, 0.008, n)
         loss = 2.2 * np.exp(-epoch / (3 + order)) + 0.25 + 0.05 * order + rng.normal(0, 0.01, n)
         pieces.append(
             pd.DataFrame(
-                {"strategy": name, "epoch": epoch, "train_loss": loss, "val_loss": loss + 0.15, "val_macro_f1": score}
+                {
+                    "strategy": name,
+                    "repeat": repeat,
+                    "fold": 0,
+                    "epoch": epoch,
+                    "train_loss": loss,
+                    "val_loss": loss + 0.15,
+                    "val_macro_f1": score,
+                }
             )
         )
     return pd.concat(pieces, ignore_index=True)
@@ -98,7 +164,15 @@ def through_disk() -> Callable[..., object]:
 def make_annotated() -> Callable[..., object]:
     """A function that builds an AnnData as an annotation run leaves it, of any number of classes up to 40."""
 
-    def make(n_classes: int = 3, n_cells: int = 1500, *, key: str = "scgpt", seed: int = 0) -> object:
+    def make(
+        n_classes: int = 3,
+        n_cells: int = 1500,
+        *,
+        key: str = "scgpt",
+        seed: int = 0,
+        n_repeats: int = 1,
+        group_key: str = "",
+    ) -> object:
         from anndata import AnnData
 
         rng = np.random.default_rng(seed)
@@ -130,6 +204,8 @@ def make_annotated() -> Callable[..., object]:
         adata = AnnData(np.ones((n_cells, 2), dtype=np.float32), obs=obs)
         adata.obsm[f"{key}_proba"] = probabilities
         table = _strategies(rng, n_classes)
+        folds = _folds(rng, table, n_repeats)
+        table = _spread(table, folds)
         scores = [
             {
                 "strategy": name,
@@ -138,7 +214,8 @@ def make_annotated() -> Callable[..., object]:
                 "precision": 0.8,
                 "recall": 0.7,
                 "f1": 0.75,
-                "support": 9,
+                "f1_sd": 0.05 if n_repeats > 1 else np.nan,
+                "support": 9.0,
             }
             for name in table["strategy"]
             for split in ("val", "test")
@@ -150,13 +227,17 @@ def make_annotated() -> Callable[..., object]:
                 "best_strategy": "lora",
                 "strategy": "lora",
                 "key_added": key,
-                "group_key": "",
+                "group_key": group_key,
             },
             "classes": np.array(classes, dtype=object),
             "strategies": table,
-            "history": _history(rng),
+            "folds": folds,
+            "differences": _differences(table),
+            "history": _history(rng, n_repeats),
             "per_class": pd.DataFrame(scores),
         }
+        if group_key:
+            adata.uns[key]["leakage"] = _leakage(table)
         return adata
 
     return make

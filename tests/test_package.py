@@ -27,7 +27,8 @@ FILES = {
 LAYERS = """
     cli _demo tl pl pp get
     runner _recipes _saved _prepared _prediction _cluster _stream _label_tables _cell_files _unfinished _reader inspection _labels _annotation _run_config
-    foundation.bundle foundation.export foundation.comparison foundation.metrics foundation.calibration
+    foundation.bundle foundation.export foundation.repeated foundation._summary foundation.comparison
+    foundation.recommendation foundation.intervals foundation.metrics foundation.calibration
     foundation._one_fit foundation._run_state
     foundation.training foundation._fit foundation._training_state foundation._preflight
     foundation.inference foundation.known_cells foundation.plan foundation.folds foundation.splits

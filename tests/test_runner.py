@@ -223,6 +223,101 @@ def test_groups_stay_together(blood, checkpoint):
         fit(blood, checkpoint, group_key="donor")
 
 
+@pytest.fixture(scope="module")
+def repeated(_blood, checkpoint):
+    """Two repeats of three folds by donor, with the leakage; and how many cells were embedded."""
+    from scdlkit import _reader
+
+    adata, embedded = _blood.copy(), []
+    embed = _reader.embed_tokens
+
+    def count(encoder, tokens, **options):
+        embedded.append(tokens.n_cells)
+        return embed(encoder, tokens, **options)
+
+    runner = sk.AnnotationRunner(
+        checkpoint=checkpoint, device="cpu", progress=False, group_key="donor", n_repeats=2, cv=3,
+        strategies=("frozen_probe",),
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_reader, "embed_tokens", count)
+        runner.fit_compare(adata)
+    return runner, adata, embedded
+
+
+def test_repeated_folds_by_group(repeated):
+    runner, adata, embedded = repeated
+    assert embedded == [240]  # once for all fits
+    folds = runner.folds_
+    assert folds.groupby(["strategy", "split_by"]).size().to_dict() == {
+        (name, by): 6 for name in ("frozen_probe", "pca_logreg") for by in ("cell", "group")
+    }
+    assert (runner.results_["n_fits"] == 6).all()
+    by_group = folds[folds["split_by"] == "group"].groupby("strategy")["test_macro_f1"]
+    table = runner.results_.set_index("strategy")
+    np.testing.assert_allclose(table["test_macro_f1"], by_group.mean().reindex(table.index))
+    np.testing.assert_allclose(table["test_macro_f1_sd"], by_group.std().reindex(table.index))
+    assert (table["test_macro_f1_low"] < table["test_macro_f1"]).all()
+    assert (table["test_macro_f1_high"] > table["test_macro_f1"]).all()
+    assert set(runner.leakage_["strategy"]) == {"frozen_probe", "pca_logreg"}
+    assert len(runner.history_) == 12 and set(runner.history_["fold"]) == {0, 1, 2}
+
+
+def test_the_model_of_the_first_fit_is_kept(repeated):
+    runner, adata, _ = repeated
+    target = adata.copy()
+    runner.annotate_adata(target)
+    assert target.obs.groupby("donor", observed=True)["scgpt_split"].nunique().max() == 1
+    test = (target.obs["scgpt_split"] == "test").to_numpy()
+    true, predicted = (target.obs.loc[test, name].astype(str) for name in ("cell_type", "scgpt_label"))
+    first = runner.folds_.query("strategy == 'frozen_probe' and split_by == 'group' and repeat == 0 and fold == 0")
+    assert first["test_macro_f1"].item() == pytest.approx(f1_score(true, predicted, average="macro"))
+
+
+@pytest.mark.parametrize("kind", ["h5ad", "zarr"])
+def test_tables_of_a_comparison_survive_files(repeated, through_disk, tmp_path, kind):
+    runner, adata, _ = repeated
+    target = adata.copy()
+    runner.annotate_adata(target)
+    back = through_disk(target, tmp_path, kind)
+    for get, table in (
+        (sk.get.strategy_table, "results_"),
+        (sk.get.fold_metrics, "folds_"),
+        (sk.get.differences, "differences_"),
+        (sk.get.leakage_gap, "leakage_"),
+        (sk.get.history, "history_"),
+        (sk.get.per_class_metrics, "per_class_"),
+    ):
+        pd.testing.assert_frame_equal(get(back), getattr(runner, table), check_column_type=False)
+    loaded = sk.AnnotationRunner.load(runner.save(tmp_path / "model"))
+    pd.testing.assert_frame_equal(loaded.leakage_, runner.leakage_)
+    assert (loaded.config, loaded.config.n_repeats, loaded.config.cv) == (runner.config, 2, 3)
+
+
+def test_one_fit_is_the_first_of_several(blood, checkpoint):
+    one, several = fit(blood, checkpoint), fit(blood, checkpoint, n_repeats=3)
+    scores = [name for name in one.folds_ if name.startswith(("val_", "test_"))]
+    pd.testing.assert_frame_equal(one.folds_[scores], several.folds_[scores].iloc[:1])
+    np.testing.assert_array_equal(one.results_[scores[0]], one.folds_[scores[0]])
+    np.testing.assert_array_equal(one.predict(blood)["labels"], several.predict(blood)["labels"])
+    assert several.folds_["test_macro_f1"].nunique() > 1
+
+
+def test_no_leakage_gap_without_groups_or_when_it_is_switched_off(blood, checkpoint):
+    for options in ({}, {"group_key": "donor", "leakage_gap": False}):
+        runner = fit(blood, checkpoint, **options)
+        runner.annotate_adata(blood)
+        assert runner.leakage_.empty and len(runner.folds_) == 1 and "leakage" not in blood.uns["scgpt"]
+        with pytest.raises(KeyError, match="measured with a group_key="):
+            sk.get.leakage_gap(blood)
+
+
+def test_folds_that_cannot_be_are_refused_before_the_embedding(blood, checkpoint, monkeypatch):
+    monkeypatch.setattr("scdlkit._reader.embed_tokens", lambda *args, **options: pytest.fail("embedded"))
+    with pytest.raises(ValueError, match="8 folds by groups need at least 8 groups with labelled cells, found 5"):
+        fit(blood, checkpoint, group_key="donor", cv=8)
+
+
 def test_duplicate_names(blood, checkpoint):
     blood.obs_names = ["same"] * 5 + list(blood.obs_names[5:])
     names = list(blood.var_names)
@@ -255,9 +350,8 @@ def test_save_and_load(fitted, tmp_path):
         np.testing.assert_array_equal(ours["labels"], theirs["labels"])
         # a loaded runner embeds all cells anew, in batches of its own: rounding may differ, labels may not
         np.testing.assert_allclose(ours["probabilities"], theirs["probabilities"], atol=1e-5)
-    pd.testing.assert_frame_equal(loaded.results_, runner.results_)
-    pd.testing.assert_frame_equal(loaded.history_, runner.history_)
-    pd.testing.assert_frame_equal(loaded.per_class_, runner.per_class_)
+    for table in ("results_", "folds_", "differences_", "leakage_", "history_", "per_class_"):
+        pd.testing.assert_frame_equal(getattr(loaded, table), getattr(runner, table))
     assert str(loaded.report_) == str(runner.report_)
     assert (loaded.best_strategy_, loaded.recommendation_) == (runner.best_strategy_, runner.recommendation_)
     first, second = adata.copy(), adata.copy()
@@ -350,6 +444,9 @@ def test_before_fit(blood, checkpoint):
         ({"val_size": 0.0}, ValueError, "val_size must be between 0 and 1"),
         ({"random_state": None}, ValueError, "random_state must be an integer, found None"),
         ({"val_size": 0.5, "test_size": 0.5}, ValueError, "must leave cells to train on"),
+        ({"n_repeats": 0}, ValueError, "n_repeats must be an integer of at least 1, found 0"),
+        ({"cv": 1}, ValueError, "cv must be an integer of at least 2, found 1"),
+        ({"leakage_gap": "yes"}, ValueError, "leakage_gap must be True or False, found 'yes'"),
         ({"small_classes": "ignore"}, ValueError, "small_classes must be 'error' or 'drop'"),
     ],
 )

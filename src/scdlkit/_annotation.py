@@ -65,17 +65,13 @@ def describe_result(
     *,
     classes: np.ndarray,
     params: Mapping[str, Any],
-    strategies: pd.DataFrame,
-    history: pd.DataFrame,
-    per_class: pd.DataFrame,
+    tables: Mapping[str, pd.DataFrame],
 ) -> dict[str, Any]:
     """What is kept under ``.uns[key_added]``, in a form that h5ad and zarr can hold."""
     return {
         "params": {**params, "obs_key": keys.label, "embedding_key": keys.embedding},
         "classes": np.array([str(name) for name in classes], dtype=str),
-        "strategies": _storable(strategies),
-        "history": _storable(history),
-        "per_class": _storable(per_class),
+        **{name: _storable(table) for name, table in tables.items()},
     }
 
 

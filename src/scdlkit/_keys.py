@@ -7,6 +7,15 @@ from dataclasses import dataclass
 UNASSIGNED = "unassigned"
 SPLITS = ("train", "val", "test", "unlabelled")
 DEFAULT_KEY = "scgpt"
+# Tables of a comparison in .uns, and the attributes of AnnotationRunner that hold them.
+TABLES = {
+    "strategies": "results_",
+    "folds": "folds_",
+    "differences": "differences_",
+    "leakage": "leakage_",  # in .uns only with a group_key
+    "per_class": "per_class_",
+    "history": "history_",
+}
 DEFAULT_EMBEDDING_KEY = "X_scgpt"
 
 TOKEN_ID = "scgpt_token_id"  # .var, -1: unknown to the checkpoint
@@ -21,7 +30,7 @@ class ResultKeys:
     Parameters
     ----------
     key
-        ``key_added``; also the key of ``.uns`` with params, classes, strategies, history and per_class.
+        ``key_added``; also the key of ``.uns`` with params, classes and the tables of the comparison.
     label
         Column of ``.obs`` with the predicted label.
     embedding

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from .foundation.splits import usable_classes
+from .foundation.plan import SplitPlan
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -124,13 +124,9 @@ def _columns(adata: AnnData, wanted: Callable[[str], bool] = lambda name: True) 
     return ((name, _column(adata, name)) for name in adata.obs.keys() if wanted(str(name)))
 
 
-def drop_small_classes(
-    labels: Labels, *, groups: np.ndarray | None, val_size: float, test_size: float, seed: int
-) -> tuple[Labels, list[str]]:
+def drop_small_classes(labels: Labels, groups: np.ndarray | None, plan: SplitPlan) -> tuple[Labels, list[str]]:
     """Labels without the classes that are too small to be split, and these with their numbers of cells as text."""
-    keep = usable_classes(
-        labels.codes, labels.classes, groups=groups, val_size=val_size, test_size=test_size, seed=seed
-    )
+    keep = plan.usable(labels.codes, labels.classes, groups)
     dropped = [f"{name} ({labels.counts[name]})" for name in labels.classes[~keep]]
     new_codes = np.append(np.where(keep, np.cumsum(keep) - 1, -1), -1)  # the last entry maps -1 to -1
     return Labels(new_codes[labels.codes], labels.classes[keep]), dropped

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -114,15 +114,9 @@ def prepare(adata: AnnData, columns: Columns, config: RunnerConfig, reader: Cell
         raise ValueError(f"None of the {expression.n_cells} cells has a value of a gene that the checkpoint knows.")
     # a cell without known genes teaches nothing
     labels = replace(labels, codes=np.where(tokens.lengths > 0, labels.codes, -1))
-    split: dict[str, Any] = {
-        "groups": groups,
-        "val_size": config.val_size,
-        "test_size": config.test_size,
-        "seed": config.random_state,
-    }
     dropped: list[str] = []
     if config.small_classes == "drop":
-        labels, dropped = drop_small_classes(labels, **split)
+        labels, dropped = drop_small_classes(labels, groups, config.plan)
     report = build_report(
         adata,
         expression=expression,
@@ -131,9 +125,10 @@ def prepare(adata: AnnData, columns: Columns, config: RunnerConfig, reader: Cell
         checkpoint=reader.checkpoint.name,
         labels=labels,
         label_key=label_key,
+        groups=groups,
         group_key=config.group_key or "",
+        plan=config.plan,
         dropped=dropped,
-        **split,
     )
     for text in report.warnings:
         if text not in expression.warnings:  # these were given when the matrix was chosen

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from ._keys import TABLES
 from .foundation.bundle import read_bundle, write_bundle
 from .foundation.checkpoints import Checkpoint, ensure_checkpoint, list_checkpoints
 from .foundation.known_cells import KnownCells
@@ -29,7 +30,6 @@ _REQUIRED = (
     "config", "checkpoint", "label_key", "classes", "genes", "strategies", "best_strategy", "recommendation",
     "report", "tables",
 )  # fmt: skip
-_TABLES = {"strategies": "results_", "history": "history_", "per_class": "per_class_"}
 
 
 def write_runner(runner: AnnotationRunner, path: str | os.PathLike[str]) -> Path:
@@ -62,7 +62,7 @@ def write_runner(runner: AnnotationRunner, path: str | os.PathLike[str]) -> Path
         "best_strategy": runner.best_strategy_,
         "recommendation": runner.recommendation_,
         "report": _plain(runner.report_.to_dict()),
-        "tables": {name: _to_records(getattr(runner, attribute)) for name, attribute in _TABLES.items()},
+        "tables": {name: _to_records(getattr(runner, attribute)) for name, attribute in TABLES.items()},
         "versions": {name: found for name in _PACKAGES if (found := _installed(name))},
     }
     return write_bundle(path, manifest, tensors)
@@ -159,7 +159,7 @@ def _rebuild(
     runner.best_strategy_ = manifest["best_strategy"]
     runner.recommendation_ = manifest["recommendation"]
     runner.report_ = ScGPTAnnotationDataReport(**manifest["report"])
-    for name, attribute in _TABLES.items():
+    for name, attribute in TABLES.items():
         setattr(runner, attribute, _from_records(manifest["tables"][name]))
     return runner
 

@@ -13,7 +13,7 @@ from ._keys import UNASSIGNED
 from ._labels import Labels, drop_small_classes, find_label_key, group_candidates, read_groups, read_labels
 from .foundation.checkpoints import ensure_checkpoint
 from .foundation.expression import Expression, check_overlap, choose_expression
-from .foundation.splits import split_feasibility
+from .foundation.plan import SplitPlan
 from .foundation.tokens import TokenizerConfig, Tokens, tokenize_chunks
 from .foundation.vocabulary import Vocabulary
 
@@ -144,6 +144,7 @@ def inspect_annotation_data(
     group_key: str | None = None,
     val_size: float = 0.15,
     test_size: float = 0.15,
+    cv: int | None = None,
     small_classes: Literal["error", "drop"] = "error",
     max_length: int | None = None,
     duplicates: Literal["sum", "first"] = "sum",
@@ -168,6 +169,8 @@ def inspect_annotation_data(
         Column of ``.obs`` with donors, samples or studies that must not straddle the split.
     val_size, test_size
         Shares of the labelled cells.
+    cv
+        Number of folds, where the cells are to be split into folds.
     small_classes
         ``"drop"``: report the split without the classes that are too small for it, and name these.
     max_length
@@ -205,10 +208,10 @@ def inspect_annotation_data(
     expression = choose_expression(adata, vocabulary, layer=layer, use_raw=use_raw)
     check_overlap(expression.genes)
     tokens = tokenize_expression(expression, config)
-    split: dict[str, Any] = {"groups": groups, "val_size": val_size, "test_size": test_size, "seed": random_state}
+    plan = SplitPlan(val_size, test_size, cv=cv, seed=random_state)
     dropped: list[str] = []
     if labels is not None and small_classes == "drop":
-        labels, dropped = drop_small_classes(labels, **split)
+        labels, dropped = drop_small_classes(labels, groups, plan)
     return build_report(
         adata,
         expression=expression,
@@ -217,9 +220,10 @@ def inspect_annotation_data(
         checkpoint=found.name,
         labels=labels,
         label_key=label_key,
+        groups=groups,
         group_key=group_key or "",
+        plan=plan,
         dropped=dropped,
-        **split,
     )
 
 
@@ -234,9 +238,7 @@ def build_report(
     label_key: str,
     groups: np.ndarray | None,
     group_key: str,
-    val_size: float,
-    test_size: float,
-    seed: int,
+    plan: SplitPlan,
     dropped: Sequence[str] = (),
 ) -> ScGPTAnnotationDataReport:
     """The report on cells that are already read and tokenized."""
@@ -246,11 +248,7 @@ def build_report(
     counts = {} if labels is None else labels.counts
     problems: tuple[str, ...] = ()
     if labels is not None:
-        problems = tuple(
-            split_feasibility(
-                labels.codes, labels.classes, groups=groups, val_size=val_size, test_size=test_size, seed=seed
-            )
-        )
+        problems = tuple(plan.problems(labels.codes, labels.classes, groups))
     above = float((expressed > config.max_length - 1).mean())
     n_empty = int((expressed == 0).sum())
     warnings = list(expression.warnings)

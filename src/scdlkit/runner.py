@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ._annotation import check_target, describe_result, write_annotation
-from ._keys import UNASSIGNED, ResultKeys
+from ._keys import TABLES, UNASSIGNED, ResultKeys
 from ._prediction import Predictor, annotate_parts
 from ._prepared import PreparedCells, prepare, read_columns
 from ._reader import CellReader
@@ -23,10 +23,10 @@ from ._saved import read_runner, write_runner
 from ._settings import logger
 from .foundation._device import resolve_device
 from .foundation.checkpoints import Checkpoint, ensure_checkpoint
-from .foundation.comparison import Comparison, compare
 from .foundation.export import export_checkpoint
 from .foundation.known_cells import KnownCells
-from .foundation.splits import make_split
+from .foundation.plan import Fit
+from .foundation.repeated import Comparison, compare
 from .foundation.strategies import LoRAConfig, Strategy, available_strategies, build_strategies
 from .foundation.tokens import TokenizerConfig
 from .inspection import ScGPTAnnotationDataReport, inspect_annotation_data
@@ -43,8 +43,9 @@ ALL_STRATEGIES = tuple(name for name in available_strategies("strategy") if name
 class AnnotationRunner:
     """Fit strategies to one labelled data set, compare them honestly, annotate this or other data.
 
-    ``fit_compare`` splits the labelled cells, trains every strategy on the same training cells, ranks them on the
-    validation cells and reports the untouched test cells. :func:`scdlkit.tl.adapt_annotation` does all steps at once.
+    ``fit_compare`` splits the labelled cells, once or several times, trains every strategy on the same training cells,
+    ranks them on the validation cells and reports the untouched test cells. The fitted strategies of the first split
+    are kept. :func:`scdlkit.tl.adapt_annotation` does all steps at once.
 
     Parameters
     ----------
@@ -66,7 +67,14 @@ class AnnotationRunner:
     group_key
         Column of ``.obs``; cells of one value (donor, study) never straddle the split.
     val_size, test_size
-        Shares of the labelled cells.
+        Shares of the labelled cells; with ``cv`` a fold is the test.
+    n_repeats
+        Repeat everything but the embedding on so many splits, for a spread and narrower intervals.
+    cv
+        Number of folds: every labelled cell is a test cell once, and once a repeat.
+    leakage_gap
+        With a ``group_key``, run all fits also on splits by cell, to see what cells of one group on both sides would
+        seem to gain. Doubles the time of the fits.
     small_classes
         Classes too small to be split: ``"error"``, or ``"drop"`` them (their cells count as unlabelled; reported).
     batch_size
@@ -89,16 +97,24 @@ class AnnotationRunner:
     report_
         What inspection found.
     results_
-        One row a strategy: metrics on validation and test cells, parameters, time, memory, rank. ``fit_seconds`` is
-        the fit itself, ``embed_seconds`` the one embedding pass that strategies on the frozen embedding share.
+        One row a strategy: metrics on validation and test cells (means over the fits), spread and 95 % interval of the
+        macro-F1, parameters, time, memory, rank. ``fit_seconds`` is one fit, ``embed_seconds`` the one embedding pass
+        that strategies on the frozen embedding share. A strategy that failed in one fit counts as failed.
+    folds_
+        One row a strategy and fit.
+    differences_
+        Macro-F1 of each strategy against the best baseline and the best strategy, with 95 % interval.
+    leakage_
+        Scores on splits by cell and by group side by side; without rows unless there is a ``group_key``.
     history_, per_class_
-        Rows per epoch, and per class.
+        Rows per epoch of each fit, and per class.
     classes_
         Class names; ``label_codes`` are positions in it.
     best_strategy_
         Best-ranked strategy on the validation cells (baselines do not count).
     recommendation_
-        One sentence: whether the foundation model is worth it here.
+        One sentence: the simplest strategy within one standard error of the best on the validation cells, and whether
+        the foundation model is worth it here.
 
     Example
     -------
@@ -125,6 +141,9 @@ class AnnotationRunner:
         group_key: str | None = None,
         val_size: float = 0.15,
         test_size: float = 0.15,
+        n_repeats: int = 1,
+        cv: int | None = None,
+        leakage_gap: bool = True,
         small_classes: Literal["error", "drop"] = "error",
         batch_size: int = 64,
         max_length: int | None = None,
@@ -136,8 +155,8 @@ class AnnotationRunner:
         progress: bool | None = None,
     ) -> None:
         config = RunnerConfig(
-            label_key, group_key, layer, use_raw, val_size, test_size, small_classes, max_length, ties, duplicates,
-            n_draws, random_state,
+            label_key, group_key, layer, use_raw, val_size, test_size, n_repeats, cv, leakage_gap, small_classes,
+            max_length, ties, duplicates, n_draws, random_state,
         )  # fmt: skip
         if strategies == "all":
             strategies = ALL_STRATEGIES
@@ -163,6 +182,7 @@ class AnnotationRunner:
             group_key=config.group_key,
             val_size=config.val_size,
             test_size=config.test_size,
+            cv=config.cv,
             small_classes=config.small_classes,
             max_length=config.max_length,
             duplicates=config.duplicates,
@@ -184,22 +204,12 @@ class AnnotationRunner:
         RuntimeError
             If every strategy failed; the reasons are listed.
         """
-        config = self.config
         prepared = self._prepare(adata)
         self.report_ = prepared.report
-        split = make_split(
-            prepared.codes,
-            prepared.names,
-            classes=prepared.classes,
-            groups=prepared.groups,
-            val_size=config.val_size,
-            test_size=config.test_size,
-            seed=config.random_state,
-        )
-        for text in split.warnings:
-            logger.warning("%s", text)
-        self._known = KnownCells.of(prepared.keys, split.assignment)
-        if twins := int((self._known.split_of(prepared.keys) < split.assignment).sum()):
+        fits = self._plan_fits(prepared)
+        first = fits[0].split
+        self._known = KnownCells.of(prepared.keys, first.assignment)
+        if twins := int((self._known.split_of(prepared.keys) < first.assignment).sum()):
             logger.warning(
                 "%d validation or test cells have the same genes in the same order of values as a cell that is used "
                 "before them (training, then validation): are cells in the data twice? Scores are then too good.",
@@ -211,9 +221,8 @@ class AnnotationRunner:
         comparison = compare(
             self._strategies,
             cells,
-            split,
+            fits,
             prepared.classes,
-            seed=config.random_state,
             device=str(resolve_device(self.device)),
             progress=self.progress,
         )
@@ -287,11 +296,12 @@ class AnnotationRunner:
             ``adata.obs[f"{obs_key}_code"]``, ``adata.obs[f"{obs_key}_confidence"]``
                 Position in ``classes`` (-1: unassigned), and probability of the label (NaN: unassigned).
             ``adata.obs[f"{key_added}_split"]``
-                train, val or test for the cells of the fit, recognised by their content; else unlabelled.
+                train, val or test for the cells of the (first) fit, recognised by their content; else unlabelled.
             ``adata.obsm[embedding_key]``, ``adata.obsm[f"{key_added}_proba"]``
                 L2-normalised embedding, and class probabilities in the order of ``classes``.
             ``adata.uns[key_added]``
-                params, classes, strategies, history and per_class; read them with :mod:`scdlkit.get`.
+                params, classes, strategies, folds, differences, leakage (with a ``group_key``), per_class and history;
+                read them with :mod:`scdlkit.get`.
         """
         self._check_fitted("annotate")
         keys = ResultKeys(key_added, label=obs_key, embedding=embedding_key)
@@ -396,6 +406,16 @@ class AnnotationRunner:
         self._folder = None
         return prepare(adata, columns, self.config, self._reader)
 
+    def _plan_fits(self, prepared: PreparedCells) -> list[Fit]:
+        """Every fit; with groups and unless switched off, the same fits by cell after them."""
+        plan, cells = self.config.plan, (prepared.codes, prepared.names)
+        fits = plan.fits(*cells, classes=prepared.classes, groups=prepared.groups)
+        for text in plan.warnings(fits, *cells, prepared.classes):
+            logger.warning("%s", text)
+        if prepared.groups is not None and self.config.leakage_gap:
+            fits += plan.fits_by_cell(fits, *cells, classes=prepared.classes)
+        return fits
+
     def _use_checkpoint(self, reference: Checkpoint) -> CellReader:
         config = self.config
         self._reader = CellReader(
@@ -425,10 +445,13 @@ class AnnotationRunner:
             list(table.columns).index("fit_seconds") + 1, "embed_seconds", np.where(embedded, embed_seconds, 0.0)
         )
         self.results_ = table
+        self.folds_ = comparison.folds
+        self.differences_ = comparison.differences
+        self.leakage_ = comparison.leakage
         self.history_ = comparison.history
         self.per_class_ = comparison.per_class
         self.best_strategy_ = comparison.best
-        self.recommendation_ = comparison.recommend()
+        self.recommendation_ = comparison.recommendation
         self._fitted = dict(comparison.fitted)
 
     def _annotate(self, adata: AnnData, strategy: str | None, client: Client | None) -> dict[str, np.ndarray]:
@@ -454,9 +477,11 @@ class AnnotationRunner:
             keys,
             classes=self.classes_,
             params=self._params(strategy or self.best_strategy_, keys.key),
-            strategies=self.results_,
-            history=self.history_,
-            per_class=self.per_class_,
+            tables={
+                name: getattr(self, attribute)
+                for name, attribute in TABLES.items()
+                if name != "leakage" or len(self.leakage_)
+            },
         )
 
     def _params(self, strategy: str, key_added: str) -> dict[str, Any]:

@@ -91,7 +91,8 @@ def test_foreign_files_are_not_overwritten(folder):
     ("changes", "message"),
     [
         ({"classes": ["B", "NK/T", "", "T"]}, "was changed after it was written"),
-        ({"format_version": 99}, "format version 99; this version of scdlkit reads 1"),
+        ({"format_version": 99}, "format version 99; this version of scdlkit reads 2"),
+        ({"format_version": 1}, "format version 1; this version of scdlkit reads 2. Fit again"),
         ({"format_version": None}, "format version None"),
     ],
 )
@@ -102,10 +103,10 @@ def test_edited_manifest(folder, changes, message):
 
 
 def test_incomplete_manifest(folder):
-    (folder / MANIFEST).write_text('{"format_version": 1}')
+    (folder / MANIFEST).write_text('{"format_version": 2}')
     with pytest.raises(ValueError, match="is incomplete: it lacks state_sha256, tensors, manifest_digest"):
         read_bundle(folder)
-    (folder / MANIFEST).write_text('{"format_version": 1')
+    (folder / MANIFEST).write_text('{"format_version": 2')
     with pytest.raises(ValueError, match="is not valid JSON"):
         read_bundle(folder)
     (folder / MANIFEST).write_text("[1]")

@@ -73,7 +73,7 @@ def test_few_groups_have_few_splits() -> None:
     assert [fit.split.assignment.tobytes() for fit in fits[6:]] == [fit.split.assignment.tobytes() for fit in fits[:2]]
     assert fits[6].seed != fits[0].seed
     (text,) = plan.warnings(fits, CODES, NAMES, CLASSES)
-    assert "8 fits share 6 different splits by whole groups" in text
+    assert "8 repeats share 6 different splits by whole groups" in text
     assert plan.warnings(fits[:6], CODES, NAMES, CLASSES) == []
 
 

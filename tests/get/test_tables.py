@@ -31,13 +31,52 @@ def test_strategy_table_sorts_by_rank_and_copies(make_annotated):
 
 def test_strategy_metrics_hold_every_number_once(adata):
     table, tidy = get.strategy_table(adata), get.strategy_metrics(adata)
-    assert list(tidy.columns) == ["strategy", "role", "split", "metric", "value"]
+    assert list(tidy.columns) == ["strategy", "role", "split", "metric", "value", "sd", "low", "high"]
     assert len(tidy) == len(table) * 12
     assert not tidy.duplicated(["strategy", "split", "metric"]).any()
     for row in tidy.itertuples():
         expected = table.loc[table["strategy"] == row.strategy, f"{row.split}_{row.metric}"].item()
         np.testing.assert_equal(row.value, expected)
+        bounds = [
+            table.loc[table["strategy"] == row.strategy, f"{row.split}_macro_f1_{b}"].item() for b in ("low", "high")
+        ]
+        np.testing.assert_equal([row.low, row.high], bounds if row.metric == "macro_f1" else [np.nan] * 2)
+        assert np.isnan(row.sd)  # one fit
     assert list(tidy["strategy"].unique()) == list(table["strategy"])
+
+
+def test_spread_over_the_fits(make_annotated):
+    adata = make_annotated(3, n_repeats=4)
+    tidy, folds = get.strategy_metrics(adata), get.fold_metrics(adata)
+    assert len(folds) == 4 * 9
+    for row in tidy.itertuples():
+        values = folds.loc[folds["strategy"] == row.strategy, f"{row.split}_{row.metric}"]
+        np.testing.assert_allclose([row.value, row.sd], [np.mean(values), np.std(values, ddof=1)])
+    by_cell = folds.assign(split_by="group")
+    adata.uns["scgpt"]["folds"] = pd.concat([by_cell, folds.assign(val_macro_f1=0.1)])
+    pd.testing.assert_frame_equal(get.strategy_metrics(adata), tidy)  # fits by cell are for the leakage alone
+    head = get.fold_metrics(adata, strategy="head")
+    assert set(head["strategy"]) == {"head"} and head["split_by"].tolist() == ["group"] * 4 + ["cell"] * 4
+
+
+def test_differences_select(adata):
+    table = get.differences(adata)
+    assert table["excludes_zero"].dtype == bool and set(table["reference"]) == {"pca_logreg", "lora"}
+    test = get.differences(adata, split="test")
+    pd.testing.assert_frame_equal(test, table[table["split"] == "test"].reset_index(drop=True))
+    with pytest.raises(ValueError, match="split must be one of 'val', 'test' or None, found 'train'"):
+        get.differences(adata, split="train")
+
+
+@pytest.mark.parametrize("kind", ["memory", "h5ad", "zarr"])
+def test_leakage_needs_groups(make_annotated, through_disk, tmp_path, kind):
+    adata = make_annotated(3, group_key="donor")
+    stored = adata.uns["scgpt"]["leakage"]
+    back = adata if kind == "memory" else through_disk(adata, tmp_path, kind)
+    pd.testing.assert_frame_equal(get.leakage_gap(back), stored, check_column_type=False)
+    assert set(get.leakage_gap(back, split="val")["split"]) == {"val"}
+    with pytest.raises(KeyError, match=r"has no 'leakage': it is measured with a group_key= and without leakage_gap"):
+        get.leakage_gap(make_annotated(3))
 
 
 def test_history_of_one_strategy(adata):

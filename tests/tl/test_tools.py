@@ -67,7 +67,7 @@ def test_adapt_writes_all_fields(adapted):
     confidence = adata.obsm["scgpt_proba"].max(axis=1)
     np.testing.assert_allclose(adata.obs["scgpt_label_confidence"], confidence)
     result = adata.uns["scgpt"]
-    assert set(result) == {"params", "classes", "strategies", "history", "per_class"}
+    assert set(result) == {"params", "classes", "strategies", "folds", "differences", "history", "per_class"}
     assert result["classes"].tolist() == adata.obs["cell_type"].cat.categories.tolist()
     assert result["params"]["best_strategy"] == runner.best_strategy_
     assert result["params"]["checkpoint_sha256"] and result["params"]["label_key"] == "cell_type"

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ._processes import is_main_process
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST, STATE = "manifest.json", "model_state.pt"
 _REQUIRED = ("format_version", "state_sha256", "tensors", "manifest_digest")
 

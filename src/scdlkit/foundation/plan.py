@@ -134,11 +134,14 @@ class SplitPlan:
         by_group = fits[0].split_by == "group"
         texts = [] if by_group else name_warnings(np.asarray(cell_names))
         texts += absence_warnings(codes, [fit.split.assignment for fit in fits], classes, by_group=by_group)
-        different = len({fit.split.assignment.tobytes() for fit in fits})
-        if by_group and different < len(fits):
+        repeats: dict[int, set[bytes]] = {}
+        for fit in fits:
+            repeats.setdefault(fit.repeat, set()).add(fit.split.assignment.tobytes())
+        different = len(set(map(frozenset, repeats.values())))
+        if by_group and different < len(repeats):
             texts.append(
-                f"{len(fits)} fits share {different} different splits by whole groups, as there are no more with every "
-                "class in training; fits on the same split differ in the seed of the training alone."
+                f"{len(repeats)} repeats share {different} different splits by whole groups, as no more were found with "
+                "every class in training; repeats on the same split differ in the seed of the training alone."
             )
         return texts
 

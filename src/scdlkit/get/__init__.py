@@ -3,6 +3,23 @@
 from __future__ import annotations
 
 from ._predictions import predictions
-from ._tables import history, per_class_metrics, strategy_metrics, strategy_table
+from ._tables import (
+    differences,
+    fold_metrics,
+    history,
+    leakage_gap,
+    per_class_metrics,
+    strategy_metrics,
+    strategy_table,
+)
 
-__all__ = ["history", "per_class_metrics", "predictions", "strategy_metrics", "strategy_table"]
+__all__ = [
+    "differences",
+    "fold_metrics",
+    "history",
+    "leakage_gap",
+    "per_class_metrics",
+    "predictions",
+    "strategy_metrics",
+    "strategy_table",
+]

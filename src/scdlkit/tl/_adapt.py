@@ -32,6 +32,9 @@ def adapt_annotation(
     group_key: str | None = None,
     val_size: float = 0.15,
     test_size: float = 0.15,
+    n_repeats: int = 1,
+    cv: int | None = None,
+    leakage_gap: bool = True,
     small_classes: Literal["error", "drop"] = "error",
     batch_size: int = 64,
     max_length: int | None = None,
@@ -73,7 +76,14 @@ def adapt_annotation(
     group_key
         Column of ``.obs``; cells of one value (donor, study) never straddle the split.
     val_size, test_size
-        Shares of the labelled cells.
+        Shares of the labelled cells; with ``cv`` a fold is the test.
+    n_repeats
+        Fit everything on so many splits, for a spread over them and narrower intervals.
+    cv
+        Number of folds, in each of which every strategy is fitted: every labelled cell is a test cell once a repeat.
+    leakage_gap
+        With a ``group_key``, fit everything also on splits by cell, to see what cells of one group on both sides would
+        seem to gain. Doubles the time of the fits.
     small_classes
         Classes too small to be split: ``"error"``, or ``"drop"`` them (their cells count as unlabelled; reported).
     batch_size
@@ -130,6 +140,9 @@ def adapt_annotation(
         group_key=group_key,
         val_size=val_size,
         test_size=test_size,
+        n_repeats=n_repeats,
+        cv=cv,
+        leakage_gap=leakage_gap,
         small_classes=small_classes,
         batch_size=batch_size,
         max_length=max_length,

@@ -96,6 +96,12 @@ class Strategy(ABC):
         self.n_trainable = 0
         self.n_classes = 0
 
+    def unfitted(self) -> Strategy:
+        """Another of the same kind, name, settings and source, to be fitted on other cells."""
+        other = type(self)(self.config, name=self.name)
+        other.source = self.source
+        return other
+
     @property
     def uses_encoder(self) -> bool:
         """Whether it reads what the pretrained encoder makes of the cells.
