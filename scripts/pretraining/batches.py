@@ -94,7 +94,7 @@ class BatchSource:
         ids, bins = np.zeros(there.shape, np.int64), np.zeros(there.shape, np.float32)
         ids[there], bins[there] = tokens.gene_ids, tokens.bins
         ids, bins = np.take_along_axis(ids, order, 1), np.take_along_axis(bins, order, 1)
-        known = np.maximum(lengths - np.rint(ratio * lengths).astype(int), 1)[:, None]  # genes of each cell
+        known = np.maximum(lengths - np.rint(ratio * lengths).astype(int), np.minimum(lengths, 1))[:, None]
         asked = np.minimum(lengths[:, None] - known, self.config.max_asked)
         first = np.arange(known.max())
         later = np.arange(asked.max())

@@ -39,7 +39,7 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def config():
-    recipe = PretrainingConfig.read(SCRIPTS / "pretrain_mini_long.yaml")
+    recipe = PretrainingConfig.read(SCRIPTS / "pretrain_mini.yaml")
     return dataclasses.replace(
         recipe,
         embsize=16,
