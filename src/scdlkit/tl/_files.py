@@ -9,7 +9,6 @@ from scdlkit._keys import DEFAULT_EMBEDDING_KEY, DEFAULT_KEY, ResultKeys
 from scdlkit._optional import require_foundation
 
 from ._embed import embedding_params, make_reader
-from ._file_run import FileRun
 from ._predict import find_runner
 
 if TYPE_CHECKING:
@@ -90,6 +89,8 @@ def predict_file(
     from scdlkit._recipes import predicted
     from scdlkit._saved import fingerprint
 
+    from ._file_run import FileRun
+
     run = FileRun(cells, out, others=(".parquet", ".csv"), client=client)
     arrays = run.writes_cells if arrays is None else arrays
     if arrays and run.target.suffix == ".csv":
@@ -169,6 +170,8 @@ def embed_file(
     require_foundation()
     from scdlkit._prediction import Embedder, report_empty
     from scdlkit._recipes import embedded
+
+    from ._file_run import FileRun
 
     run = FileRun(cells, out, others=(".npy", ".parquet"), client=client)
     reader = make_reader(
