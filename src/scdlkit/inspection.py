@@ -12,6 +12,7 @@ import numpy as np
 from ._keys import UNASSIGNED
 from ._labels import Labels, drop_small_classes, find_label_key, group_candidates, read_groups, read_labels
 from .foundation.checkpoints import ensure_checkpoint
+from .foundation.confounding import confounding_warnings
 from .foundation.expression import Expression, check_overlap, choose_expression
 from .foundation.plan import SplitPlan
 from .foundation.tokens import TokenizerConfig, Tokens, tokenize_chunks
@@ -265,6 +266,8 @@ def build_report(
         warnings.append(f"{above:.0%} of cells have more genes than max_length={config.max_length} and keep a subset.")
     if not adata.obs_names.is_unique:
         warnings.append("obs_names are not unique; results are written by position.")
+    if labels is not None and groups is not None:
+        warnings += confounding_warnings(labels.codes, groups, classes=labels.classes, group_key=group_key)
     if UNASSIGNED in counts:
         warnings.append(f"A class is called {UNASSIGNED!r}, as cells without known genes will be; rename it.")
     return ScGPTAnnotationDataReport(

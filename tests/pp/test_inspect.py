@@ -164,3 +164,20 @@ def test_needs_no_torch(blood, checkpoint, tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.split() == ["705", "True", "True", "True", "True"], done.stderr
+
+
+def test_labels_that_depend_on_the_groups_are_reported(blood, checkpoint):
+    assert not any("donor" in text for text in inspect(blood, checkpoint, group_key="donor").warnings)
+    blood.obs["plate"] = blood.obs["cell_type"].cat.codes.astype(str).to_numpy()
+    report = inspect(blood, checkpoint, group_key="plate")
+    strong, alone = [text for text in report.warnings if "'plate'" in text]
+    assert "confounded" in strong and "4 of 4 classes occur in one value of 'plate' alone" in alone
+    assert not report.feasible
+
+
+def test_folds_are_checked(blood, checkpoint):
+    assert inspect(blood, checkpoint, group_key="donor", cv=5).feasible
+    report = inspect(blood, checkpoint, group_key="donor", cv=6)
+    assert "6 folds by groups need at least 6 groups" in report.split_problems[0]
+    with pytest.raises(ValueError, match="cv must be an integer of at least 2, found 1"):
+        inspect(blood, checkpoint, cv=1)
