@@ -51,6 +51,18 @@ def test_adapt_then_predict(run, path, checkpoint, tmp_path):
     assert pd.read_parquet(tmp_path / "p.parquet")["X_scgpt_best"].str.len().eq(32).all()
 
 
+def test_adapt_on_repeated_folds_by_group(run, path, checkpoint, tmp_path):
+    args = ["-s", "frozen_probe", "-g", "donor", "--cv", 3, "--repeats", 2]
+    done = run("adapt", path, "-c", checkpoint, "-o", tmp_path / "r", *args)
+    assert done.exit_code == 0, done.output
+    folds = pd.read_csv(tmp_path / "r" / "folds.csv")
+    assert folds.groupby("split_by").size().to_dict() == {"cell": 12, "group": 12}
+    done = run("adapt", path, "-c", checkpoint, "-o", tmp_path / "r", *args, "--no-leakage-gap")
+    assert done.exit_code == 0 and set(pd.read_csv(tmp_path / "r" / "folds.csv")["split_by"]) == {"group"}
+    done = run("inspect", path, "-c", checkpoint, "-g", "donor", "--cv", 6)
+    assert done.exit_code == 0 and "6 folds by groups need at least 6 groups" in done.output
+
+
 def test_checkpoints(run):
     done = run("checkpoints")
     assert done.exit_code == 0 and "whole-human" in done.output and "mini" in done.output
@@ -64,6 +76,7 @@ def test_checkpoints(run):
         (["embed", "{path}", "-c", "{ck}", "-o", "out.txt"], "out must end in .npy, .parquet, .h5ad, .zarr"),
         (["adapt", "{path}", "-c", "{ck}", "-o", "{out}", "--annotated", "a.txt"], "--annotated must end in .h5ad"),
         (["adapt", "{path}", "-c", "{ck}", "-o", "{out}", "-s", "magic"], "Unknown strategy 'magic'"),
+        (["adapt", "{path}", "-c", "{ck}", "-o", "{out}", "--cv", "1"], "cv must be an integer of at least 2"),
     ],
 )
 def test_errors_are_messages(run, path, checkpoint, tmp_path, args, message):

@@ -26,6 +26,7 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that wa
 CheckpointName = Annotated[str, typer.Option("--checkpoint", "-c", help="Registered name, or folder.")]
 LabelKey = Annotated[str | None, typer.Option("--label-key", "-l", help="Column of .obs with cell types.")]
 GroupKey = Annotated[str | None, typer.Option("--group-key", "-g", help="Column of .obs with donors or studies.")]
+Folds = Annotated[int | None, typer.Option("--cv", help="Number of folds, instead of a single split.")]
 Layer = Annotated[str | None, typer.Option("--layer", help="Layer to read; chosen and reported by default.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:<n> or mps.")]
 
@@ -49,6 +50,7 @@ def inspect(
     label_key: LabelKey = None,
     checkpoint: CheckpointName = "whole-human",
     group_key: GroupKey = None,
+    cv: Folds = None,
     layer: Layer = None,
 ) -> None:
     """Report what would be used for annotation, and what may surprise."""
@@ -56,7 +58,7 @@ def inspect(
 
     with _clean_errors():
         report = pp.inspect_annotation_data(
-            _read(path), label_key, checkpoint=checkpoint, group_key=group_key, layer=layer
+            _read(path), label_key, checkpoint=checkpoint, group_key=group_key, cv=cv, layer=layer
         )
         typer.echo(report)
 
@@ -87,6 +89,11 @@ def adapt(
     checkpoint: CheckpointName = "whole-human",
     strategy: Annotated[list[str] | None, typer.Option("--strategy", "-s", help="May be given several times.")] = None,
     group_key: GroupKey = None,
+    repeats: Annotated[int, typer.Option("--repeats", help="Repeat the split, or the folds, so many times.")] = 1,
+    cv: Folds = None,
+    leakage_gap: Annotated[
+        bool, typer.Option(help="With --group-key, fit also on splits by cell (twice the time).")
+    ] = True,
     layer: Layer = None,
     drop_small_classes: Annotated[bool, typer.Option(help="Drop classes too small to be split.")] = False,
     annotated: Annotated[Path | None, typer.Option(help="Also write the annotated .h5ad here.")] = None,
@@ -106,6 +113,9 @@ def adapt(
             checkpoint=checkpoint,
             strategies=tuple(strategy or ("frozen_probe", "head")),
             group_key=group_key,
+            n_repeats=repeats,
+            cv=cv,
+            leakage_gap=leakage_gap,
             layer=layer,
             small_classes="drop" if drop_small_classes else "error",
             random_state=random_state,

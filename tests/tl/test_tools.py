@@ -101,16 +101,43 @@ def test_artefacts(adapted):
     adata, runner, folder = adapted
     names = {path.name for path in folder.iterdir()}
     assert names == {
-        "strategy_metrics.csv", "report.md", "confusion_matrix.png", "embedding_umap.png", "reliability.png",
+        "strategy_metrics.csv", "folds.csv", "differences.csv", "report.md", "confusion_matrix.png", "embedding_umap.png", "reliability.png",
         "strategy_comparison.png", "strategy_tradeoff.png", "model",
     }  # fmt: skip
     table = pd.read_csv(folder / "strategy_metrics.csv")
     assert table["strategy"].tolist() == runner.results_["strategy"].tolist()
     report = (folder / "report.md").read_text()
     assert runner.recommendation_ in report and "| pca_logreg | baseline |" in report
+    row = runner.results_.set_index("strategy").loc["head"]
+    bounds = f"{row['test_macro_f1']:.3f} ({row['test_macro_f1_low']:.3f} to {row['test_macro_f1_high']:.3f})"
+    assert f"{bounds} | 1 of 1 |" in report and "Split by cells, one split: 1 fit of each" in report
+    assert "Leakage" not in report
     for path in folder.glob("*.png"):
         assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 5_000
         assert f"]({path.name})" in report
+
+
+def test_artefacts_of_repeated_folds_by_group(blood, checkpoint, tmp_path):
+    options = {"strategies": ("frozen_probe",), "group_key": "donor", "output_dir": tmp_path}
+    with mpl.rc_context({"backend": "Agg"}):
+        runner = sk.tl.adapt_annotation(blood, checkpoint=checkpoint, cv=3, n_repeats=2, **options)
+        report = (tmp_path / "report.md").read_text()
+        for name, table in (
+            ("folds", runner.folds_),
+            ("differences", runner.differences_),
+            ("leakage", runner.leakage_),
+        ):
+            back = pd.read_csv(tmp_path / f"{name}.csv", keep_default_na=False, na_values=[""])
+            back = back.fillna({"error": ""}) if name == "folds" else back
+            pd.testing.assert_frame_equal(back, table, check_dtype=False)
+        assert "Split by whole values of `donor`, 3 folds, 2 times: 6 fits of each strategy" in report
+        gap = runner.leakage_.query("strategy == 'pca_logreg' and split == 'test'").iloc[0]
+        assert f"| pca_logreg | {gap['by_cell']:.3f} | {gap['by_group']:.3f} | {gap['gap']:.3f} (" in report
+        difference = runner.differences_.query("strategy == 'frozen_probe' and split == 'test'").iloc[0]
+        assert f"| frozen_probe | pca_logreg (best baseline) | {difference['difference']:+.3f} (" in report
+        sk.tl.adapt_annotation(blood, checkpoint=checkpoint, leakage_gap=False, **options)
+    assert not (tmp_path / "leakage.csv").exists()
+    plt.close("all")
 
 
 def test_scanpy_works_right_after(adapted):

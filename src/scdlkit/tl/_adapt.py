@@ -99,7 +99,8 @@ def adapt_annotation(
     device
         ``"auto"``, ``"cpu"``, ``"cuda"``, …; the setting by default.
     output_dir
-        Also write ``strategy_metrics.csv``, ``report.md``, figures and the saved ``model/`` into this folder.
+        Also write tables (``strategy_metrics.csv``, ``folds.csv``, …), ``report.md``, figures and the saved ``model/``
+        into this folder.
     key_added
         Prefix of all keys.
     progress

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from scdlkit._keys import UNASSIGNED
 from scdlkit._settings import logger
 
+from ._report_tables import escape, sureness, table
+
 if TYPE_CHECKING:
     from anndata import AnnData
 
@@ -37,7 +39,7 @@ def prepare_folder(folder: str | os.PathLike[str]) -> None:
 def write_artefacts(
     adata: AnnData, runner: AnnotationRunner, folder: str | os.PathLike[str], *, key: str
 ) -> dict[str, Path]:
-    """Write ``strategy_metrics.csv``, ``report.md``, figures and ``model/``; each file appears complete or not at all.
+    """Write tables as CSV, ``report.md``, figures and ``model/``; each file appears complete or not at all.
 
     Parameters
     ----------
@@ -61,6 +63,9 @@ def write_artefacts(
     folder.mkdir(parents=True, exist_ok=True)
     paths = {
         "metrics": folder / "strategy_metrics.csv",
+        "folds": folder / "folds.csv",
+        "differences": folder / "differences.csv",
+        "leakage": folder / "leakage.csv",
         "comparison": folder / "strategy_comparison.png",
         "tradeoff": folder / "strategy_tradeoff.png",
         "confusion": folder / "confusion_matrix.png",
@@ -70,7 +75,13 @@ def write_artefacts(
         "model": folder / "model",
     }
     runner.save(paths["model"])
-    _write_text(paths["metrics"], runner.results_.to_csv(index=False))
+    tables = {"metrics": runner.results_, "folds": runner.folds_, "differences": runner.differences_}
+    if len(runner.leakage_):
+        tables["leakage"] = runner.leakage_
+    else:
+        paths.pop("leakage").unlink(missing_ok=True)  # of an earlier run, with groups
+    for name, content in tables.items():
+        _write_text(paths[name], content.to_csv(index=False))
     figures: dict[str, Callable[..., object]] = {
         "comparison": pl.strategy_comparison,
         "tradeoff": pl.strategy_tradeoff,
@@ -89,7 +100,7 @@ def write_artefacts(
 
 def _report(runner: AnnotationRunner, paths: dict[str, Path]) -> str:
     """The run as Markdown: what was used, what came out, what to make of it."""
-    report, table = runner.report_, runner.results_
+    report, results = runner.report_, runner.results_
     header = [
         "strategy",
         "role",
@@ -97,8 +108,8 @@ def _report(runner: AnnotationRunner, paths: dict[str, Path]) -> str:
         "parameters",
         "s",
     ]
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    for row in table.to_dict("records"):
+    rows = []
+    for row in results.to_dict("records"):
         scores = [f"{row[f'{split}_{m}']:.3f}" for split in ("val", "test") for m in _METRICS[:3]]
         cells = [
             row["strategy"],
@@ -107,24 +118,25 @@ def _report(runner: AnnotationRunner, paths: dict[str, Path]) -> str:
             f"{row['n_trainable']:,.0f}",
             f"{row['embed_seconds'] + row['fit_seconds']:.1f}",
         ]
-        lines.append("| " + " | ".join(_escape(cell) for cell in cells) + " |")
-    failed = [f"- `{row['strategy']}` failed: {row['error']}" for row in table.to_dict("records") if row["error"]]
+        rows.append(cells)
+    failed = [f"- `{row['strategy']}` failed: {row['error']}" for row in results.to_dict("records") if row["error"]]
     figures = [
         f"![{name}]({paths[name].name})" for name in ("comparison", "confusion", "umap", "reliability", "tradeoff")
     ]
-    facts = [f"| {_escape(name)} | {_escape(text)} |" for name, text in report._rows()]
+    facts = [f"| {escape(name)} | {escape(text)} |" for name, text in report._rows()]
     return "\n".join(
         [
-            f"# Annotation report: {_escape(runner.label_key_)}",
+            f"# Annotation report: {escape(runner.label_key_)}",
             "",
             f"**{runner.recommendation_}**",
             "",
             f"Best strategy on the validation cells: `{runner.best_strategy_}`. Test cells chose nothing.",
             "",
-            *lines,
+            *table(header, rows),
             "",
             *failed,
             "",
+            *sureness(runner),
             "## Data",
             "",
             "| | |",
@@ -139,10 +151,6 @@ def _report(runner: AnnotationRunner, paths: dict[str, Path]) -> str:
             "",
         ]
     )
-
-
-def _escape(text: object) -> str:
-    return str(text).replace("|", "\\|").replace("\n", " ")
 
 
 def _write_text(path: Path, text: str) -> None:
