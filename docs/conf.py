@@ -42,7 +42,7 @@ default_role = "literal"
 nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!scdlkit\b).*"),
-    (r"py:.*", r"scdlkit\.(runner|inspection|foundation\.[a-z_.]+)\.[A-Za-z]\w*"),
+    (r"py:.*", r"scdlkit\.(runner|_run_config|inspection|foundation\.[a-z_.]+)\.[A-Za-z]\w*"),
 ]
 
 autosummary_generate = True
