@@ -199,7 +199,9 @@ def test_train_mode_without_dropout_equals_eval(case, data, loaded, precision):
         train = strategy.logits(data.val).float()
         module.eval()
         evaluated = strategy.logits(data.val).float()
-    if case == "dora" and precision == "bf16":  # peft adds up in another order in train mode, each sum rounded to 8 bits
+    if (
+        case == "dora" and precision == "bf16"
+    ):  # peft adds up in another order in train mode, each sum rounded to 8 bits
         assert (train - evaluated).norm() < 0.1 * evaluated.norm()
     else:
         np.testing.assert_allclose(train, evaluated, atol=1e-5)
