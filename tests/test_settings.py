@@ -162,3 +162,13 @@ def test_one_handler_after_a_reload():
         assert list(logger.handlers) == before
     finally:
         _settings.settings = scdlkit.settings
+
+
+def test_of_several_processes_the_first_one_tells(monkeypatch, capsys):
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        logger.warning("warned by %s", rank)
+        logger.error("failed in %s", rank)
+    assert capsys.readouterr().err.split("\n") == ["warned by 0", "failed in 0", "failed in 1", ""]

@@ -46,5 +46,5 @@ def test_finished_once(fits, tmp_path, index, keep):
         with pytest.raises(RuntimeError, match="not fitted"):
             second.predict_proba(cells)
     other = strategies(fits, source)[index]
-    with pytest.raises(StateError, match="with a different training cells"):
+    with pytest.raises(StateError, match="different training cells"):
         fit_strategy(other, cells, Split(np.roll(SPLIT.assignment, 7)), **ARGUMENTS, state=state)

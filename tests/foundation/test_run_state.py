@@ -43,7 +43,7 @@ def test_finished_strategies_come_back(tmp_path):
     again = opened(tmp_path).fit("cell", 0, 1).read("NK/T", {"seed": 1})
     assert torch.equal(again.state["a"], torch.arange(3.0))
     np.testing.assert_equal(again[1:], finished()[1:])
-    with pytest.raises(StateError, match="finished.pt is from another run of 'NK/T', with a different seed"):
+    with pytest.raises(StateError, match="finished.pt is from another run of 'NK/T': different seed"):
         fit.read("NK/T", {"seed": 2})
     assert opened(tmp_path).fit("cell", 1, 1).read("NK/T", {"seed": 1}) is None
 
@@ -61,9 +61,9 @@ def test_embedding_comes_back(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seed": 2}, "run.json is from another run, with a different seed"),
-        ({"classes": ["B", "C"], "new": 1}, "with a different classes, new"),
-        ({"strategies": (Head(HeadConfig(n_layers=2)),)}, "from another 'head', with a different config"),
+        ({"seed": 2}, "run.json is from another run: different seed"),
+        ({"classes": ["B", "C"], "new": 1}, "run: different classes, new"),
+        ({"strategies": (Head(HeadConfig(n_layers=2)),)}, "from another 'head': different config"),
     ],
 )
 def test_another_run_is_refused_and_left_alone(tmp_path, changes, message):

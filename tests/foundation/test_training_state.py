@@ -119,15 +119,15 @@ def test_a_finished_training_is_not_repeated(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seed": 1}, "a different seed"),
-        ({"max_epochs": 5}, "a different config"),
-        ({"n_classes": 4}, "a different number of classes"),
-        ({"train": head_cells(0, 63)}, "a different training cells, embedding"),
+        ({"seed": 1}, "different seed"),
+        ({"max_epochs": 5}, "different config"),
+        ({"n_classes": 4}, "different number of classes"),
+        ({"train": head_cells(0, 63)}, "different training cells, embedding"),
     ],
 )
 def test_the_state_of_another_run_is_refused(tmp_path, changes, message):
     head_fit(Trainer(progress=False, state_dir=tmp_path))
-    with pytest.raises(ValueError, match=f"head.training.pt is from another run of 'head', with {message}"):
+    with pytest.raises(ValueError, match=f"head.training.pt is from another run of 'head': {message}"):
         head_fit(Trainer(progress=False, state_dir=tmp_path, resume=True), **changes)
     head_fit(Trainer(progress=False, state_dir=tmp_path), **changes)  # starts over
 

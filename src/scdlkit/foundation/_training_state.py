@@ -136,7 +136,7 @@ def check_same(
     different = [key for key in {**before, **now} if not _same(before.get(key), now.get(key))]
     if different:
         raise StateError(
-            f"{path} is from another {what}, with a different {', '.join(different)}. Choose another folder, or start "
+            f"{path} is from another {what}: different {', '.join(different)}. Choose another folder, or start "
             "over with resume=False."
         )
 
