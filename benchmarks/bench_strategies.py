@@ -1,11 +1,14 @@
-"""Strategies inside the encoder: what their defaults rest on.
+"""All strategies: what their defaults rest on, how they compare, and what an epoch costs on a large encoder.
 
     python benchmarks/bench_strategies.py defaults cells.h5ad [more.h5ad] --out defaults.jsonl
+    python benchmarks/bench_strategies.py table cells.h5ad [more.h5ad] --out table/ --repeats 5 [--group-key donor]
+    python benchmarks/bench_strategies.py one-epoch --out one-epoch/ [--device cuda --precision auto]
 
-Fits every strategy once for each learning rate of a grid, and for other values of the setting that matters most beside
-it, on subsets of labelled data sets. Each fit adds a line to ``--out``; the same command goes on where it was stopped,
-and prints the table at the end (``--summary``: only that). Validation macro-F1 alone is recorded: defaults must not be
-chosen by test cells.
+The same command goes on where it was stopped. ``defaults`` fits every strategy once for each learning rate of a grid, and
+for other values of the setting that matters most beside it, on subsets of labelled data sets; each fit adds a line to
+``--out``, with validation macro-F1 alone, since defaults must not be chosen by test cells. ``table`` is the comparison
+of every strategy and baseline through the public interface. ``one-epoch`` fits each on 700 blood cells for one epoch,
+with random weights in the shape of whole-human (12 layers, 512 wide); the scores mean nothing there.
 """
 
 from __future__ import annotations
@@ -22,9 +25,12 @@ from typing import Any
 import anndata as ad
 import numpy as np
 import pandas as pd
+import scanpy as sc
+import torch
 
 import scdlkit as sk
-from scdlkit.foundation import get_strategy
+from scdlkit.foundation import available_strategies, ensure_checkpoint, get_strategy, save_checkpoint
+from scdlkit.foundation.model import ScGPTConfig, ScGPTEncoder
 
 # Settings that are tried one by one around the defaults: learning rates, and one more.
 GRID: dict[str, dict[str, tuple[Any, ...]]] = {
@@ -48,7 +54,7 @@ def jobs() -> Iterator[tuple[str, dict[str, Any]]]:
             yield from ((name, {setting: value}) for value in values if value != at)
 
 
-def subset(path: Path, n_cells: int, label_key: str) -> ad.AnnData:
+def subset(path: Path, n_cells: int | None, label_key: str) -> ad.AnnData:
     """Random labelled cells of a file, the same for every fit."""
     adata = ad.read_h5ad(path)
     labelled = np.flatnonzero(adata.obs[label_key].notna())
@@ -87,11 +93,12 @@ def fit(adata: ad.AnnData, name: str, changes: dict[str, Any], seed: int, argume
     }
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """All fits that ``--out`` does not hold yet."""
+def run_defaults(arguments: argparse.Namespace) -> None:
+    """All fits that ``--out`` does not hold yet, and the table of all."""
     done = {line["job"] for line in read(arguments.out)}
     conditions = [arguments.checkpoint, arguments.cells, arguments.max_length, arguments.epochs, arguments.batch]
-    data = {path.stem: subset(path, arguments.cells, arguments.label_key) for path in arguments.files}
+    files = [] if arguments.summary else arguments.files
+    data = {path.stem: subset(path, arguments.cells, arguments.label_key) for path in files}
     for seed in range(arguments.seeds):
         for stem, adata in data.items():
             for name, changes in jobs():
@@ -109,6 +116,7 @@ def run(arguments: argparse.Namespace) -> None:
                     file.write(json.dumps(line) + "\n")
                     file.flush()
                     os.fsync(file.fileno())
+    print(summary(arguments.out))
 
 
 def read(path: Path) -> list[dict]:
@@ -128,6 +136,91 @@ def summary(path: Path) -> str:
     return table.round(3).to_string()
 
 
+def with_epochs(name: str, **training: Any) -> Any:
+    """A strategy's default config with some settings of its training changed; None where it has no training."""
+    config = get_strategy(name)().config
+    if not hasattr(config, "training"):
+        return None
+    return replace(config, training=replace(config.training, **training))
+
+
+def compare(adata: ad.AnnData, out: Path, training: dict[str, Any], **settings: Any) -> pd.DataFrame:
+    """The table of every strategy and baseline; goes on with what ``out`` holds."""
+    strategies = [name for name in available_strategies("strategy") if name != "any_peft"]
+    configs = {name: with_epochs(name, **(training if name != "head" else {})) for name in strategies}
+    runner = sk.AnnotationRunner(
+        strategies=strategies,
+        baselines=available_strategies("baseline"),
+        strategy_configs={name: config for name, config in configs.items() if config is not None},
+        small_classes="drop",
+        **settings,
+    )
+    table = runner.fit_compare(adata, output_dir=out, resume=True)
+    table.to_csv(out / "results.csv", index=False)
+    return table
+
+
+def shown(table: pd.DataFrame) -> str:
+    rows = table.assign(
+        **{
+            f"{part} macro-F1": [
+                f"{mean:.3f} ± {sd:.3f}"
+                for mean, sd in zip(table[f"{part}_macro_f1"], table[f"{part}_macro_f1_sd"], strict=True)
+            ]
+            for part in ("val", "test")
+        },
+        parameters=table["n_trainable"].map("{:,}".format),
+        seconds=(table["fit_seconds"] + table["embed_seconds"]).round(1),
+        MB=table["peak_memory_mb"].round(),
+    )
+    columns = ["strategy", "role", "val macro-F1", "test macro-F1", "parameters", "seconds", "MB", "n_fits", "error"]
+    return rows[columns].to_string(index=False)
+
+
+def run_table(arguments: argparse.Namespace) -> None:
+    for path in arguments.files:
+        adata = subset(path, arguments.cells, arguments.label_key)
+        table = compare(
+            adata,
+            arguments.out / path.stem,
+            {"max_epochs": arguments.epochs, "batch_size": arguments.batch},
+            label_key=arguments.label_key,
+            group_key=arguments.group_key,
+            checkpoint=arguments.checkpoint,
+            n_repeats=arguments.repeats,
+            leakage_gap=False,
+            max_length=arguments.max_length,
+        )
+        print(f"{path.stem}: {adata.n_obs} cells, {arguments.repeats} repeats", shown(table), sep="\n", flush=True)
+
+
+def large_checkpoint(folder: Path) -> Path:
+    """Random weights in the shape of whole-human, with the vocabulary of mini."""
+    if not folder.exists():
+        small = ensure_checkpoint("mini")
+        args = {**small.args(), "embsize": 512, "nheads": 8, "d_hid": 512, "nlayers": 12, "dropout": 0.2}
+        vocab = json.loads(small.vocab_path.read_text())
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            encoder = ScGPTEncoder(ScGPTConfig.from_args(args, n_tokens=max(vocab.values()) + 1))
+        save_checkpoint(folder, encoder.state_dict(), args=args, vocab=vocab)
+    return folder
+
+
+def run_one_epoch(arguments: argparse.Namespace) -> None:
+    table = compare(
+        sc.datasets.pbmc68k_reduced(),
+        arguments.out,
+        {"max_epochs": 1, "precision": arguments.precision},
+        label_key="bulk_labels",
+        checkpoint=large_checkpoint(arguments.out / "checkpoint"),
+        max_length=arguments.max_length,
+        device=arguments.device,
+    )
+    columns = ["strategy", "n_trainable", "fit_seconds", "embed_seconds", "peak_memory_mb", "error"]
+    print(table[columns].round(1).to_string(index=False))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     modes = parser.add_subparsers(dest="mode", required=True)
@@ -142,11 +235,28 @@ def main() -> None:
     defaults.add_argument("--batch", type=int, default=32)
     defaults.add_argument("--seeds", type=int, default=2)
     defaults.add_argument("--summary", action="store_true")
+    defaults.set_defaults(action=run_defaults)
+    table = modes.add_parser("table", help="every strategy and baseline")
+    table.add_argument("files", nargs="+", type=Path)
+    table.add_argument("--out", type=Path, required=True, help="folder")
+    table.add_argument("--checkpoint", default="mini")
+    table.add_argument("--label-key", default="cell_type")
+    table.add_argument("--group-key")
+    table.add_argument("--repeats", type=int, default=5)
+    table.add_argument("--cells", type=int, help="random cells of each file; all by default")
+    table.add_argument("--max-length", type=int)
+    table.add_argument("--epochs", type=int, default=30)
+    table.add_argument("--batch", type=int, default=64)
+    table.set_defaults(action=run_table)
+    one_epoch = modes.add_parser("one-epoch", help="what an epoch costs on a large encoder")
+    one_epoch.add_argument("--out", type=Path, required=True, help="folder")
+    one_epoch.add_argument("--max-length", type=int)
+    one_epoch.add_argument("--device")
+    one_epoch.add_argument("--precision", default="fp32")
+    one_epoch.set_defaults(action=run_one_epoch)
     arguments = parser.parse_args()
-    sk.settings.verbosity = "ERROR"
-    if not arguments.summary:
-        run(arguments)
-    print(summary(arguments.out))
+    sk.settings.verbosity = "WARNING"
+    arguments.action(arguments)
 
 
 if __name__ == "__main__":

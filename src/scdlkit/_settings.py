@@ -19,7 +19,11 @@ class _Handler(logging.StreamHandler[TextIO]):
 
     def emit(self, record: logging.LogRecord) -> None:
         environment = os.environ.get
-        if int(environment("WORLD_SIZE", "1")) > 1 and environment("RANK", "0") != "0" and record.levelno < logging.ERROR:
+        if (
+            int(environment("WORLD_SIZE", "1")) > 1
+            and environment("RANK", "0") != "0"
+            and record.levelno < logging.ERROR
+        ):
             return  # of several processes that were launched together, the first one tells
         if not logging.getLogger().handlers:  # otherwise the message would be shown twice
             self.stream = sys.stderr  # notebooks and tests replace it

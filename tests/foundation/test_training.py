@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from scdlkit.foundation import training
 from scdlkit.foundation.strategies import CellData, Config, GradientStrategy, Head, HeadConfig, TrainingConfig
 from scdlkit.foundation.training import Trainer, class_weights
 
@@ -119,6 +120,23 @@ def test_progress_bar(capsys: pytest.CaptureFixture[str]) -> None:
     head = Head(HeadConfig(training=TrainingConfig(max_epochs=2)))
     head.fit(TRAIN, VAL, n_classes=3, trainer=Trainer(progress=True))
     assert "val_macro_f1=" in capsys.readouterr().err
+
+
+def test_progress_bar_shows_loss_and_macro_f1_as_they_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[dict[str, str]] = []
+    monkeypatch.setattr(
+        training.tqdm,
+        "set_postfix",
+        lambda self, values=None, refresh=True, **more: shown.append({**(values or {}), **more}),
+    )
+    head = Head(HeadConfig(training=TrainingConfig(max_epochs=2, batch_size=30)))
+    head.fit(TRAIN, VAL, n_classes=3, trainer=Trainer(progress=True))
+    first, second = head.history
+    of_steps, of_epoch = shown[:3], shown[3]
+    assert all(set(values) == {"loss"} for values in of_steps) and len(shown) == 8
+    assert of_epoch["loss"] == of_steps[-1]["loss"] == f"{first['train_loss']:.3f}"
+    assert {values["val_macro_f1"] for values in shown[4:7]} == {f"{first['val_macro_f1']:.3f}"}
+    assert shown[7]["val_macro_f1"] == f"{second['val_macro_f1']:.3f}"
 
 
 def test_training_config_is_a_config() -> None:

@@ -70,7 +70,10 @@ class Fit:
         progress = self.progress
         progress.epoch += 1
         n_steps = self.config.max_epochs * self.steps_per_epoch
-        total = 0.0
+        total, seen = 0.0, 0
+        shown: dict[str, str] = {}
+        if progress.history:
+            shown["val_macro_f1"] = f"{progress.history[-1]['val_macro_f1']:.3f}"
         self.strategy.module = self.wrapped
         self.wrapped.train()
         with seeded(self.seed, progress.epoch, self.rank, device=self.device):  # dropout
@@ -91,7 +94,8 @@ class Fit:
                 self.scaler.step(self.optimizer)
                 self.scaler.update()
                 progress.step += 1
-                total += value * len(rows)
+                total, seen = total + value * len(rows), seen + len(rows)
+                bar.set_postfix({"loss": f"{total / seen:.3f}", **shown}, refresh=False)
                 bar.update()
         self.strategy.module = self.module
         return total / len(self.codes)
