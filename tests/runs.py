@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import anndata as ad
@@ -28,6 +30,7 @@ CONFIGS = {
     "lora": LoRAConfig(training=TrainingConfig(max_epochs=4, batch_size=16)),
     "a/b adapter": AdapterConfig(bottleneck=4, training=TrainingConfig(max_epochs=5, batch_size=16)),
 }
+WITHOUT_DROPOUT = {**CONFIGS, "lora": replace(CONFIGS["lora"], dropout=0.0)}
 
 
 def cells(n: int = 150) -> ad.AnnData:
@@ -70,7 +73,7 @@ def kill(folder: Path, seed: int) -> None:
 
     torch.set_num_threads(1)
     adata = cells()
-    runner(strategies=("frozen_probe", "head"), n_repeats=1).fit_compare(adata)  # loads what a run loads
+    runner(strategies=("frozen_probe",), strategy_configs={}, n_repeats=1).fit_compare(adata)  # loads what a run loads
 
     def one(name: str, *, resume: bool) -> int:
         """A run in a process of its own."""
@@ -112,9 +115,23 @@ def interrupt(folder: Path) -> None:
     fitted.results_.to_csv(folder / "results.csv", index=False)
 
 
+def without_dropout(folder: Path) -> Path:
+    """The checkpoint without dropout, which processes draw for themselves."""
+    target = shutil.copytree(CHECKPOINT, folder / f"checkpoint-{os.environ.get('RANK', 'alone')}")
+    args = json.loads((target / "args.json").read_text())
+    (target / "args.json").write_text(json.dumps({**args, "dropout": 0.0}))
+    return target
+
+
+def alone(folder: Path) -> None:
+    options = {"n_repeats": 1, "checkpoint": without_dropout(folder), "strategy_configs": WITHOUT_DROPOUT}
+    run(folder, name="alone", adata=cells(), resume=False, **options)
+
+
 def launch(folder: Path) -> None:
     adata = cells()
-    run(folder, name="together", adata=adata, resume=False, n_repeats=1)
+    options = {"n_repeats": 1, "checkpoint": without_dropout(folder), "strategy_configs": WITHOUT_DROPOUT}
+    run(folder, name="together", adata=adata, resume=False, **options)
     sk.tl.adapt_annotation(
         adata,
         checkpoint=CHECKPOINT,

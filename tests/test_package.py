@@ -26,7 +26,7 @@ FILES = {
 # Imports go down this list, or stay within one entry. Entries are modules, or folders with all that is in them.
 LAYERS = """
     cli _demo tl pl pp get
-    runner _recipes _saved _prepared _prediction _cluster _label_tables _cell_files _unfinished _stream _reader inspection _labels _annotation _run_config
+    runner _recipes _saved _state _prepared _prediction _cluster _label_tables _cell_files _unfinished _stream _reader inspection _labels _annotation _run_config
     foundation.bundle foundation.export foundation.repeated foundation._summary foundation.comparison
     foundation.recommendation foundation.intervals foundation.metrics foundation.calibration
     foundation._one_fit foundation._run_state

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _PACKAGES = ("scdlkit", "torch", "peft", "scikit-learn", "scanpy", "anndata", "numpy", "pandas")
 _REQUIRED = (
     "config", "checkpoint", "label_key", "classes", "genes", "strategies", "best_strategy", "recommendation",
-    "report", "tables",
+    "interrupted", "report", "tables",
 )  # fmt: skip
 
 
@@ -61,6 +61,7 @@ def write_runner(runner: AnnotationRunner, path: str | os.PathLike[str]) -> Path
         },
         "best_strategy": runner.best_strategy_,
         "recommendation": runner.recommendation_,
+        "interrupted": runner.interrupted_,
         "report": _plain(runner.report_.to_dict()),
         "tables": {name: _to_records(getattr(runner, attribute)) for name, attribute in TABLES.items()},
         "versions": {name: found for name in _PACKAGES if (found := _installed(name))},
@@ -158,6 +159,7 @@ def _rebuild(
     runner.label_key_ = manifest["label_key"]
     runner.best_strategy_ = manifest["best_strategy"]
     runner.recommendation_ = manifest["recommendation"]
+    runner.interrupted_ = manifest["interrupted"]
     runner.report_ = ScGPTAnnotationDataReport(**manifest["report"])
     for name, attribute in TABLES.items():
         setattr(runner, attribute, _from_records(manifest["tables"][name]))

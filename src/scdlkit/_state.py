@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .foundation._device import resolve_device
 from .foundation._run_state import RunState
 
 if TYPE_CHECKING:
+    import torch
+
     from ._prepared import PreparedCells
     from ._reader import CellReader
     from ._run_config import RunnerConfig
-    from .foundation.strategies import Strategy
+    from .foundation.strategies import CellData, Strategy
 
 FOLDER = "training"  # of output_dir
 # of the settings of a runner, those that its splits depend on; more repeats are no other run
@@ -33,7 +34,7 @@ def open_state(
     prepared: PreparedCells,
     reader: CellReader,
     strategies: Sequence[Strategy],
-    device: str | None,
+    device: torch.device,
 ) -> RunState | None:
     """The state of this run under ``output_dir``, None without one.
 
@@ -44,7 +45,7 @@ def open_state(
     """
     if output_dir is None:
         return None
-    state = RunState(Path(output_dir) / FOLDER, resume=resume, device=resolve_device(device))
+    state = RunState(Path(output_dir) / FOLDER, resume=resume, device=device)
     settings = asdict(config)
     run: dict[str, Any] = {name: settings[name] for name in _SPLIT if name in settings}
     run |= {
@@ -56,6 +57,20 @@ def open_state(
     }
     state.open(run, strategies)
     return state
+
+
+def load_cells(
+    prepared: PreparedCells, reader: CellReader, strategies: Sequence[Strategy], state: RunState | None
+) -> tuple[CellData, float]:
+    """See :meth:`PreparedCells.load`; an embedding that the state holds is not computed again, nor is its time lost."""
+    known = None if state is None else state.read_embedding()
+    cells, seconds = prepared.load(reader, strategies, known=None if known is None else known.cells)
+    if state is not None and cells.embedding is not None:
+        if known is None:
+            state.write_embedding(prepared.keys, cells.embedding, seconds)
+        else:
+            seconds = known.seconds
+    return cells, seconds
 
 
 def _digest(*parts: np.ndarray) -> str:

@@ -20,6 +20,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+_INTERRUPTED = 130  # status of a program that Ctrl-C ended
+
 Input = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="Cells as .h5ad.")]
 Cells = Annotated[Path, typer.Argument(exists=True, help="Cells as .h5ad or .zarr; they may be larger than memory.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted, if there is one.")]
@@ -97,10 +99,14 @@ def adapt(
     layer: Layer = None,
     drop_small_classes: Annotated[bool, typer.Option(help="Drop classes too small to be split.")] = False,
     annotated: Annotated[Path | None, typer.Option(help="Also write the annotated .h5ad here.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run in the same folder.")] = False,
     random_state: Annotated[int, typer.Option(help="Seed.")] = 42,
     device: Device = None,
 ) -> None:
-    """Compare strategies on labelled cells, and save the model, a report and figures."""
+    """Compare strategies on labelled cells, and save the model, a report and figures.
+
+    Ctrl-C keeps what is finished, and ends with status 130.
+    """
     from . import get, tl
 
     with _clean_errors():
@@ -121,12 +127,17 @@ def adapt(
             random_state=random_state,
             device=device,
             output_dir=out,
+            resume=resume,
         )
-        typer.echo(get.strategy_table(adata).to_string(index=False))
-        typer.echo(runner.recommendation_)
-        typer.echo(f"Model, report and figures: {out}")
+        if _writes():
+            typer.echo(get.strategy_table(adata).to_string(index=False))
+            typer.echo(runner.recommendation_)
+            typer.echo(f"Model, report and figures: {out}")
         if annotated is not None:
             _write(adata, annotated)
+    if runner.interrupted_:
+        typer.echo(runner.interrupted_, err=True)
+        raise typer.Exit(_INTERRUPTED)
 
 
 @app.command()
@@ -180,8 +191,17 @@ def _check_h5ad(option: str, path: Path) -> None:
         raise ValueError(f"{option} must end in .h5ad, found {path}.")
 
 
+def _writes() -> bool:
+    """Whether this process writes; of several that were launched together the first one does."""
+    from .foundation._processes import is_main_process
+
+    return is_main_process()
+
+
 def _write(adata: AnnData, out: Path) -> None:
     """Write beside the target and rename, so that no half file is left."""
+    if not _writes():
+        return
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = out.with_name(f".{out.stem}-unfinished.h5ad")
     try:

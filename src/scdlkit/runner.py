@@ -21,7 +21,9 @@ from ._recipes import predicted
 from ._run_config import RunnerConfig
 from ._saved import read_runner, write_runner
 from ._settings import logger
+from ._state import load_cells, open_state
 from .foundation._device import resolve_device
+from .foundation._processes import processes
 from .foundation.checkpoints import Checkpoint, ensure_checkpoint
 from .foundation.export import export_checkpoint
 from .foundation.known_cells import KnownCells
@@ -115,6 +117,8 @@ class AnnotationRunner:
     recommendation_
         One sentence: the simplest strategy within one standard error of the best on the validation cells, and whether
         the foundation model is worth it here.
+    interrupted_
+        What an interrupt has cut off, as a sentence; empty if nothing.
 
     Example
     -------
@@ -189,8 +193,23 @@ class AnnotationRunner:
             random_state=config.random_state,
         )
 
-    def fit_compare(self, adata: AnnData) -> pd.DataFrame:
+    def fit_compare(
+        self, adata: AnnData, *, output_dir: str | os.PathLike[str] | None = None, resume: bool = False
+    ) -> pd.DataFrame:
         """Train and compare the strategies on the labelled cells; ``adata`` is read only.
+
+        An interrupt (Ctrl-C) loses nothing that is finished: the strategies that were done with the first split are
+        compared, or all of them on the splits that were complete; ``interrupted_`` and a warning say what is missing.
+
+        Parameters
+        ----------
+        adata
+            Cells with labels.
+        output_dir
+            Keep the embedding, every epoch and every finished strategy in the folder ``training`` in it.
+        resume
+            Go on with what is there: the same call gives, on a CPU, exactly the result of a run without interruption.
+            Strategies, repeats and folds may be added. False removes the state of an earlier run and starts over.
 
         Returns
         -------
@@ -200,10 +219,18 @@ class AnnotationRunner:
         Raises
         ------
         ValueError
-            If inspection or the split finds the data unusable; the message says what to do.
+            If inspection or the split finds the data unusable, or ``output_dir`` holds another run; the message says
+            what to do.
         RuntimeError
-            If every strategy failed; the reasons are listed.
+            If every strategy failed; the reasons are listed. If several processes were launched and do not find each
+            other.
+        KeyboardInterrupt
+            If it was interrupted before any strategy was finished, or while several processes work together.
         """
+        if resume and output_dir is None:
+            raise ValueError("resume=True needs output_dir, the folder of the run that was interrupted.")
+        device = resolve_device(self.device)
+        processes(device)  # raises before hours of work if they do not find each other
         prepared = self._prepare(adata)
         self.report_ = prepared.report
         fits = self._plan_fits(prepared)
@@ -215,7 +242,11 @@ class AnnotationRunner:
                 "before them (training, then validation): are cells in the data twice? Scores are then too good.",
                 twins,
             )
-        cells, seconds = prepared.load(self._reader, self._strategies)
+        state = open_state(
+            output_dir, resume=resume, config=self.config, prepared=prepared, reader=self._reader,
+            strategies=self._strategies, device=device,
+        )  # fmt: skip
+        cells, seconds = load_cells(prepared, self._reader, self._strategies, state)
         for strategy in self._strategies:
             strategy.source = self._reader
         comparison = compare(
@@ -223,8 +254,9 @@ class AnnotationRunner:
             cells,
             fits,
             prepared.classes,
-            device=str(resolve_device(self.device)),
+            device=str(device),
             progress=self.progress,
+            state=state,
         )
         self._take(comparison, embed_seconds=seconds)
         self.classes_ = prepared.classes
@@ -452,6 +484,7 @@ class AnnotationRunner:
         self.per_class_ = comparison.per_class
         self.best_strategy_ = comparison.best
         self.recommendation_ = comparison.recommendation
+        self.interrupted_ = comparison.interrupted
         self._fitted = dict(comparison.fitted)
 
     def _annotate(self, adata: AnnData, strategy: str | None, client: Client | None) -> dict[str, np.ndarray]:
@@ -495,6 +528,7 @@ class AnnotationRunner:
             "strategy": strategy,
             "best_strategy": self.best_strategy_,
             "recommendation": self.recommendation_,
+            "interrupted": self.interrupted_,
             "key_added": key_added,
             "matrix": self.report_.matrix,
             "values": self.report_.values,

@@ -9,7 +9,6 @@ from sklearn.metrics import accuracy_score, f1_score, recall_score
 from scdlkit.foundation.comparison import Outcome, run_strategy
 from scdlkit.foundation.splits import Split, make_split
 from scdlkit.foundation.strategies import CellData, Head, HeadConfig, Strategy, TrainingConfig
-from scdlkit.foundation.training import Trainer
 
 CLASSES = ["B", "NK/T", ""]
 N = 300
@@ -19,7 +18,7 @@ SPLIT = make_split(TRUE, np.arange(N), classes=CLASSES)
 
 
 def run(strategy: Strategy, *, split: Split = SPLIT, cells: CellData = CELLS, seed: int = 0) -> Outcome:
-    return run_strategy(strategy, cells, split, CLASSES, seed=seed, device="cpu", trainer=Trainer(progress=False))
+    return run_strategy(strategy, cells, split, CLASSES, seed=seed, device="cpu", progress=False)
 
 
 def test_a_real_strategy() -> None:

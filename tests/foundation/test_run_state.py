@@ -53,8 +53,9 @@ def test_embedding_comes_back(tmp_path):
     assert state.read_embedding() is None
     keys = np.array([2**63 + 5, 3, 2**64 - 1], dtype=np.uint64)
     embedding = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
-    state.write_embedding(keys, embedding)
-    known = opened(tmp_path).read_embedding()
+    state.write_embedding(keys, embedding, 2.5)
+    known, seconds = opened(tmp_path).read_embedding()
+    assert seconds == 2.5
     np.testing.assert_array_equal(known.embedding_of(keys[::-1]), embedding[::-1])
 
 

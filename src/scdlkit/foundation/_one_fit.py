@@ -20,7 +20,7 @@ from .training import Trainer
 PARTS = ("val", "test")
 
 
-class Outcome(NamedTuple):
+class FitResult(NamedTuple):
     """What a fit gave, besides the fitted strategy."""
 
     probabilities: dict[str, np.ndarray]  # of "val" and "test", float32 [cells, classes]
@@ -38,7 +38,7 @@ def fit_strategy(
     device: str,
     progress: bool,
     state: FitState | None = None,
-) -> Outcome:
+) -> FitResult:
     """Fit a strategy on the training cells and predict the others.
 
     Parameters
@@ -78,7 +78,7 @@ def fit_strategy(
     seconds = trainer.seconds_before + time.perf_counter() - started
     probabilities = {part: strategy.predict_proba(parts[part]) for part in PARTS}
     # all processes go on with the same numbers, or each might find another strategy the best
-    outcome = from_main(lambda: Outcome(probabilities, seconds, memory.mb), torch.device(device))
+    outcome = from_main(lambda: FitResult(probabilities, seconds, memory.mb), torch.device(device))
     if state is not None:
         learnt = strategy.state_dict() if state.keep else {}
         finished = Finished(
@@ -93,8 +93,8 @@ def fit_strategy(
     return outcome
 
 
-def _take_up(strategy: Strategy, finished: Finished) -> Outcome:
+def _take_up(strategy: Strategy, finished: Finished) -> FitResult:
     if finished.state:
         strategy.load_state(finished.state, finished.metadata)
     strategy.n_trainable, strategy.history = finished.metadata["n_trainable"], finished.history
-    return Outcome(finished.probabilities, finished.fit_seconds, finished.peak_memory_mb)
+    return FitResult(finished.probabilities, finished.fit_seconds, finished.peak_memory_mb)

@@ -39,6 +39,13 @@ class Finished(NamedTuple):
     probabilities: dict[str, np.ndarray]  # of "val" and "test", float32 [cells, classes]
 
 
+class SavedEmbedding(NamedTuple):
+    """Cells with their frozen embedding, and the seconds that it took."""
+
+    cells: KnownCells
+    seconds: float
+
+
 class RunState:
     """The state of a run, which may be interrupted and go on.
 
@@ -108,25 +115,25 @@ class RunState:
         """The part of one fit, by what tells it from the others; ``keep`` as in :class:`FitState`."""
         return FitState(self.folder / "-".join(map(str, names)), self.device, keep=keep)
 
-    def read_embedding(self) -> KnownCells | None:
-        """Cells with their frozen embedding, None if there are none yet."""
+    def read_embedding(self) -> SavedEmbedding | None:
+        """The frozen embedding, None if there is none yet."""
         path = self.folder / EMBEDDING
 
-        def read() -> KnownCells | None:
+        def read() -> SavedEmbedding | None:
             if not path.is_file():
                 return None
             content = read_file(path)
             keys, embedding = content["keys"].numpy().view(np.uint64), content["embedding"].numpy()
-            return KnownCells.none().with_embedding(keys, embedding)
+            return SavedEmbedding(KnownCells.none().with_embedding(keys, embedding), content["seconds"])
 
         return from_main(read, self.device)
 
-    def write_embedding(self, keys: np.ndarray, embedding: np.ndarray) -> None:
-        """Keep the frozen embedding float32 ``[cells, embsize]`` of cells with these hashes."""
+    def write_embedding(self, keys: np.ndarray, embedding: np.ndarray, seconds: float) -> None:
+        """Keep the frozen embedding float32 ``[cells, embsize]`` of cells with these hashes, and the time it took."""
         if is_main_process():
             # torch has few operations on uint64: the bits travel as int64
             content = {"keys": torch.from_numpy(keys.view(np.int64)), "embedding": torch.from_numpy(embedding)}
-            write_file(self.folder / EMBEDDING, content)
+            write_file(self.folder / EMBEDDING, {**content, "seconds": seconds})
 
 
 class FitState:

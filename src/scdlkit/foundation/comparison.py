@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import time
 import warnings
 from collections.abc import Sequence
@@ -13,14 +12,16 @@ import pandas as pd
 
 from scdlkit._settings import logger
 
-from ._memory import PeakMemory
+from ._one_fit import PARTS, fit_strategy
+from ._processes import launched_processes
+from ._run_state import FitState
+from ._training_state import StateError
 from .metrics import METRICS, classification_metrics, per_class_metrics
 from .splits import Split
-from .strategies import CellData, GradientStrategy, Strategy
-from .training import Trainer
+from .strategies import CellData, Strategy
 
-PARTS = ("val", "test")
 _COLLAPSED = 0.99
+_MET_BY_ALL = (ValueError, TypeError, ImportError, FloatingPointError)  # errors that all processes meet alike
 
 
 @dataclass
@@ -74,7 +75,8 @@ def run_strategy(
     *,
     seed: int,
     device: str,
-    trainer: Trainer,
+    progress: bool,
+    state: FitState | None = None,
 ) -> Outcome:
     """Fit on the training cells, measure on the validation and test cells.
 
@@ -88,8 +90,15 @@ def run_strategy(
         Part of each of ``cells``.
     classes
         Names of the classes.
-    seed, device, trainer
+    seed, device, progress
         Passed on to the fit.
+    state
+        Where epochs and the result are kept; what is there already is not computed again.
+
+    Raises
+    ------
+    StateError
+        If the state is of another run.
 
     Warns
     -----
@@ -98,23 +107,19 @@ def run_strategy(
     """
     name = strategy.name
     outcome = Outcome(name, strategy.role, strategy.uses_encoder)
+    true = {part: np.asarray(cells.codes)[getattr(split, part)] for part in PARTS}
     started = time.perf_counter()
     try:
-        for library in strategy.libraries:
-            importlib.import_module(library)
-        if isinstance(strategy, GradientStrategy):
-            trainer.warm_up()
-        readable = cells.only(strategy.needs | strategy.needs_to_fit)
-        parts = {part: readable.subset(getattr(split, part)) for part in ("train", *PARTS)}
-        started = time.perf_counter()
-        with PeakMemory(device) as memory:
-            strategy.fit(
-                parts["train"], parts["val"], n_classes=len(classes), seed=seed, device=device, trainer=trainer
-            )
-        outcome.fit_seconds, outcome.peak_memory_mb = time.perf_counter() - started, memory.mb
-        probabilities = {part: strategy.predict_proba(parts[part]) for part in PARTS}
-        _measure(outcome, parts, probabilities, classes)
-    except Exception as error:  # noqa: BLE001  any failure of one strategy must leave the others
+        result = fit_strategy(
+            strategy, cells, split, n_classes=len(classes), seed=seed, device=device, progress=progress, state=state
+        )
+        outcome.fit_seconds, outcome.peak_memory_mb = result.fit_seconds, result.peak_memory_mb
+        _measure(outcome, true, result.probabilities, classes)
+    except StateError:
+        raise
+    except Exception as error:  # any failure of one strategy must leave the others
+        if launched_processes() > 1 and not isinstance(error, _MET_BY_ALL):
+            raise  # the other processes wait for this one
         outcome.error = f"{type(error).__name__}: {error}"
         outcome.fit_seconds = time.perf_counter() - started
         outcome.metrics, outcome.notes = {}, []
@@ -122,15 +127,14 @@ def run_strategy(
         warnings.warn(f"Strategy {name!r} failed and is left out: {outcome.error}", UserWarning, stacklevel=3)
     else:
         outcome.n_trainable, outcome.history, outcome.fitted = strategy.n_trainable, list(strategy.history), strategy
-        _warn_if_collapsed(outcome, np.asarray(parts["val"].codes), classes)
+        _warn_if_collapsed(outcome, true["val"], classes)
     return outcome
 
 
 def _measure(
-    outcome: Outcome, parts: dict[str, CellData], probabilities: dict[str, np.ndarray], classes: Sequence[str]
+    outcome: Outcome, codes: dict[str, np.ndarray], probabilities: dict[str, np.ndarray], classes: Sequence[str]
 ) -> None:
-    for part in PARTS:
-        true = np.asarray(parts[part].codes)
+    for part, true in codes.items():
         predicted = outcome.predicted_codes[part] = probabilities[part].argmax(1)
         if len(true) == 0:
             outcome.notes.append(f"{part}: no cells")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -11,6 +12,8 @@ from tqdm.auto import tqdm
 
 from scdlkit._settings import logger, settings
 
+from ._processes import launched_processes
+from ._run_state import RunState
 from ._summary import (
     Run,
     difference_table,
@@ -25,7 +28,8 @@ from .intervals import Resampled, resample_macro_f1
 from .plan import Fit
 from .recommendation import best_of, recommend
 from .strategies import CellData, Strategy
-from .training import Trainer
+
+_UNFINISHED = "KeyboardInterrupt: not finished"
 
 
 @dataclass
@@ -58,6 +62,8 @@ class Comparison:
         One sentence.
     errors
         Reasons of those that failed, by name.
+    interrupted
+        What an interrupt (Ctrl-C) has cut off, as a sentence; empty if nothing.
     resampled
         Resampled macro-F1 of ``"val"`` and ``"test"``.
     """
@@ -72,6 +78,7 @@ class Comparison:
     best: str
     recommendation: str
     errors: dict[str, str]
+    interrupted: str = ""
     resampled: dict[str, Resampled] = field(default_factory=dict)
 
 
@@ -83,11 +90,13 @@ def compare(
     *,
     device: str = "cpu",
     progress: bool | None = None,
+    state: RunState | None = None,
 ) -> Comparison:
     """Fit every strategy on the training cells of every fit, and measure it on the validation and test cells.
 
     A strategy that fails does not lose the others: its row carries the error, and it counts as failed if one fit of it
-    failed. Validation ranks, test is reported.
+    failed. After an interrupt (Ctrl-C) what is finished is compared: the strategies that were done with the first fit,
+    or all of them on the fits that were complete. Validation ranks, test is reported.
 
     Parameters
     ----------
@@ -104,6 +113,8 @@ def compare(
         Passed on to every fit.
     progress
         Show a progress bar; the setting by default.
+    state
+        Where epochs and finished strategies are kept; what is there already is not computed again.
 
     Returns
     -------
@@ -116,11 +127,13 @@ def compare(
         If there is no strategy or no fit, two strategies have one name, or ``cells`` and a split disagree.
     RuntimeError
         If all strategies fail; says why each did.
+    KeyboardInterrupt
+        If it is interrupted before any strategy is finished, or while several processes work together.
 
     Warns
     -----
     UserWarning
-        If a strategy fails, or predicts one class for more than 99 % of the validation cells while there are more.
+        If the comparison is interrupted, a strategy fails, or predicts one class for more than 99 % of the validation cells while there are more.
 
     Example
     -------
@@ -130,7 +143,7 @@ def compare(
     """
     classes = [str(label) for label in classes]
     _check(strategies, cells, fits)
-    runs = _run(strategies, cells, fits, classes, device=device, progress=progress)
+    runs, interrupted = _run(strategies, cells, fits, classes, device=device, progress=progress, state=state)
     by = fits[0].split_by
     headline = [(fit, outcome) for fit, outcome in runs if fit.split_by == by]
     others = [(fit, outcome) for fit, outcome in runs if fit.split_by != by]
@@ -151,6 +164,7 @@ def compare(
         best=best,
         recommendation=recommend(table, resampled["val"]),
         errors=errors,
+        interrupted=interrupted,
         resampled=resampled,
     )
     logger.info(comparison.recommendation)
@@ -165,31 +179,64 @@ def _run(
     *,
     device: str,
     progress: bool | None,
-) -> list[Run]:
-    """The loop over fits and strategies."""
+    state: RunState | None,
+) -> tuple[list[Run], str]:
+    """The loop over fits and strategies, and what an interrupt has cut off."""
     show = settings.progress if progress is None else progress
-    trainer = Trainer(progress=show)
     runs: list[Run] = []
+    interrupted = ""
     with tqdm(total=len(fits) * len(strategies), unit="fit", disable=not show) as bar:
         for number, fit in enumerate(fits):
-            for strategy in strategies:
-                bar.set_description(strategy.name if len(fits) == 1 else f"{strategy.name}, {_where(fit)}")
-                outcome = run_strategy(
-                    strategy if number == 0 else strategy.unfitted(),
-                    cells,
-                    fit.split,
-                    classes,
-                    seed=fit.seed,
-                    device=device,
-                    trainer=trainer,
-                )
-                if number > 0:
-                    outcome.fitted = None  # its predictions are kept, not its weights
-                runs.append((fit, outcome))
-                bar.update()
-            if number == 0 and all(outcome.error for _, outcome in runs):
+            kept = number == 0  # of the others the predictions alone
+            of_fit = None if state is None else state.fit(fit.split_by, fit.repeat, fit.fold, keep=kept)
+            outcomes: list[Outcome] = []
+            try:
+                for strategy in strategies:
+                    bar.set_description(strategy.name if len(fits) == 1 else f"{strategy.name}, {_where(fit)}")
+                    outcome = run_strategy(
+                        strategy if kept else strategy.unfitted(),
+                        cells,
+                        fit.split,
+                        classes,
+                        seed=fit.seed,
+                        device=device,
+                        progress=show,
+                        state=of_fit,
+                    )
+                    outcome.fitted = outcome.fitted if kept else None
+                    outcomes.append(outcome)
+                    bar.update()
+            except KeyboardInterrupt:
+                # processes may be interrupted at different moments, so several do not go on
+                if launched_processes() > 1 or (kept and all(outcome.error for outcome in outcomes)):
+                    logger.warning("Interrupted, nothing is compared. %s", _how_to_go_on(state))
+                    raise
+                interrupted = _interrupted(strategies, outcomes, fits, number)
+                rest = strategies[len(outcomes) :]
+                outcomes += [Outcome(s.name, s.role, s.uses_encoder, error=_UNFINISHED) for s in rest]
+            if kept or not interrupted:
+                runs += [(fit, outcome) for outcome in outcomes]
+            if interrupted or (kept and all(outcome.error for outcome in outcomes)):
                 break
-    return runs
+    if interrupted:
+        warnings.warn(f"{interrupted} {_how_to_go_on(state)}", UserWarning, stacklevel=3)
+        runs = [(fit, outcome) for fit, outcome in runs if fit.split_by == fits[0].split_by]
+    return runs, interrupted
+
+
+def _interrupted(strategies: Sequence[Strategy], outcomes: list[Outcome], fits: Sequence[Fit], number: int) -> str:
+    """What an interrupt in a fit leaves out, as a sentence. A later fit counts if all strategies finished it."""
+    if number == 0:
+        return f"Interrupted: {', '.join(s.name for s in strategies[len(outcomes) :])} not finished and not compared."
+    wanted = sum(fit.split_by == fits[0].split_by for fit in fits)
+    without = "" if wanted == len(fits) else ", without the leakage gap"
+    return f"Interrupted: the results are those of {min(number, wanted)} of {wanted} fits{without}."
+
+
+def _how_to_go_on(state: RunState | None) -> str:
+    if state is None:
+        return "A call with output_dir keeps what it has done, and the same call with resume=True goes on."
+    return "The same call with resume=True goes on."
 
 
 def _resample(runs: Sequence[Run], cells: CellData, n_classes: int, *, seed: int) -> dict[str, Resampled]:

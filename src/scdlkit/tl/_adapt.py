@@ -44,6 +44,7 @@ def adapt_annotation(
     random_state: int = 42,
     device: str | None = None,
     output_dir: str | os.PathLike[str] | None = None,
+    resume: bool = False,
     key_added: str = DEFAULT_KEY,
     progress: bool | None = None,
 ) -> AnnotationRunner:
@@ -51,7 +52,8 @@ def adapt_annotation(
 
     Labelled cells are split into train, validation and test. Every strategy and baseline learns from the same training
     cells, validation cells rank them, and test cells, which chose nothing, tell how good each is. The best strategy
-    annotates all cells. scGPT: Cui et al. 2024, https://doi.org/10.1038/s41592-024-02201-0.
+    annotates all cells. After an interrupt (Ctrl-C) that is done with the strategies that are finished, and a warning,
+    ``runner.interrupted_`` and the table say what is missing. scGPT: Cui et al. 2024, https://doi.org/10.1038/s41592-024-02201-0.
 
     Parameters
     ----------
@@ -100,7 +102,10 @@ def adapt_annotation(
         ``"auto"``, ``"cpu"``, ``"cuda"``, …; the setting by default.
     output_dir
         Also write tables (``strategy_metrics.csv``, ``folds.csv``, …), ``report.md``, figures and the saved ``model/``
-        into this folder.
+        into this folder. On the way, every epoch and every finished strategy are kept in ``training/`` in it.
+    resume
+        Go on with an interrupted run in ``output_dir``, see :meth:`scdlkit.AnnotationRunner.fit_compare`. False starts
+        over.
     key_added
         Prefix of all keys.
     progress
@@ -116,7 +121,10 @@ def adapt_annotation(
     ImportError
         If PyTorch is missing.
     ValueError
-        If the data cannot be used; the message says why and what to do. ``adata`` is then unchanged.
+        If the data cannot be used, or ``output_dir`` holds another run to ``resume``; the message says why and what to
+        do. ``adata`` is then unchanged.
+    KeyboardInterrupt
+        If it was interrupted before any strategy was finished.
 
     Example
     -------
@@ -158,7 +166,7 @@ def adapt_annotation(
         from ._artefacts import prepare_folder, write_artefacts
 
         prepare_folder(output_dir)
-    runner.fit_compare(adata)
+    runner.fit_compare(adata, output_dir=output_dir, resume=resume)
     runner.annotate_adata(adata, obs_key=keys.label, embedding_key=keys.embedding, key_added=key_added)
     if output_dir is not None:
         write_artefacts(adata, runner, output_dir, key=key_added)

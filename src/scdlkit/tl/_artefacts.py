@@ -41,6 +41,8 @@ def write_artefacts(
 ) -> dict[str, Path]:
     """Write tables as CSV, ``report.md``, figures and ``model/``; each file appears complete or not at all.
 
+    Of several processes that were launched together the first one writes, the others return at once.
+
     Parameters
     ----------
     adata
@@ -58,6 +60,7 @@ def write_artefacts(
         Name of each artefact → its path.
     """
     from scdlkit import pl
+    from scdlkit.foundation._processes import is_main_process
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -74,6 +77,8 @@ def write_artefacts(
         "report": folder / "report.md",
         "model": folder / "model",
     }
+    if not is_main_process():
+        return paths
     runner.save(paths["model"])
     tables = {"metrics": runner.results_, "folds": runner.folds_, "differences": runner.differences_}
     if len(runner.leakage_):
@@ -130,6 +135,7 @@ def _report(runner: AnnotationRunner, paths: dict[str, Path]) -> str:
             "",
             f"**{runner.recommendation_}**",
             "",
+            *([f"**{_escape(runner.interrupted_)}**", ""] if runner.interrupted_ else []),
             f"Best strategy on the validation cells: `{runner.best_strategy_}`. Test cells chose nothing.",
             "",
             *table(header, rows),
