@@ -102,7 +102,7 @@ def test_artefacts(adapted):
     names = {path.name for path in folder.iterdir()}
     assert names == {
         "strategy_metrics.csv", "folds.csv", "differences.csv", "report.md", "confusion_matrix.png", "embedding_umap.png", "reliability.png",
-        "strategy_comparison.png", "strategy_tradeoff.png", "model",
+        "strategy_comparison.png", "strategy_tradeoff.png", "model", "training",
     }  # fmt: skip
     table = pd.read_csv(folder / "strategy_metrics.csv")
     assert table["strategy"].tolist() == runner.results_["strategy"].tolist()
