@@ -135,7 +135,7 @@ def _report(runner: AnnotationRunner, paths: dict[str, Path]) -> str:
             "",
             f"**{runner.recommendation_}**",
             "",
-            *([f"**{_escape(runner.interrupted_)}**", ""] if runner.interrupted_ else []),
+            *([f"**{escape(runner.interrupted_)}**", ""] if runner.interrupted_ else []),
             f"Best strategy on the validation cells: `{runner.best_strategy_}`. Test cells chose nothing.",
             "",
             *table(header, rows),
