@@ -40,16 +40,22 @@ GRID: dict[str, dict[str, tuple[Any, ...]]] = {
     "prefix_tuning": {"learning_rate": (1e-3, 5e-3, 2e-2, 5e-2), "length": (4, 64)},
     "ia3": {"learning_rate": (1e-3, 5e-3, 2e-2, 5e-2)},
     "bitfit": {"learning_rate": (3e-4, 1e-3, 3e-3, 1e-2)},
-    "full_finetune": {"learning_rate": (3e-5, 1e-4, 3e-4, 1e-3), "layer_decay": (0.8, 1.0)},
+    "full_finetune": {
+        "learning_rate": (3e-5, 1e-4, 3e-4, 1e-3),
+        "layer_decay": (0.8, 1.0),
+        "head_learning_rate": (1e-3, 1e-2),
+    },
 }
 
 
-def jobs() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Strategy, and what differs from its defaults; the defaults once."""
+def jobs(only: list[str] | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Strategy, and what differs from its defaults; the defaults once. ``only``: settings that are varied."""
     for name, settings in GRID.items():
         default = get_strategy(name)().config
         yield name, {}
         for setting, values in settings.items():
+            if only is not None and setting not in only:
+                continue
             at = default.training.learning_rate if setting == "learning_rate" else getattr(default, setting)
             yield from ((name, {setting: value}) for value in values if value != at)
 
@@ -67,7 +73,9 @@ def fit(adata: ad.AnnData, name: str, changes: dict[str, Any], seed: int, argume
     config = get_strategy(name)().config
     training = replace(config.training, **{k: v for k, v in changes.items() if k == "learning_rate"})
     if name != "head":  # on the embedding, where a hundred epochs are seconds
-        training = replace(training, max_epochs=arguments.epochs, patience=arguments.epochs, batch_size=arguments.batch)
+        training = replace(
+            training, max_epochs=arguments.epochs, patience=arguments.patience, batch_size=arguments.batch
+        )
     config = replace(config, training=training, **{k: v for k, v in changes.items() if k != "learning_rate"})
     runner = sk.AnnotationRunner(
         arguments.label_key,
@@ -96,12 +104,14 @@ def fit(adata: ad.AnnData, name: str, changes: dict[str, Any], seed: int, argume
 def run_defaults(arguments: argparse.Namespace) -> None:
     """All fits that ``--out`` does not hold yet, and the table of all."""
     done = {line["job"] for line in read(arguments.out)}
-    conditions = [arguments.checkpoint, arguments.cells, arguments.max_length, arguments.epochs, arguments.batch]
+    conditions = [
+        getattr(arguments, name) for name in ("checkpoint", "cells", "max_length", "epochs", "patience", "batch")
+    ]
     files = [] if arguments.summary else arguments.files
     data = {path.stem: subset(path, arguments.cells, arguments.label_key) for path in files}
     for seed in range(arguments.seeds):
         for stem, adata in data.items():
-            for name, changes in jobs():
+            for name, changes in jobs(arguments.only):
                 default = get_strategy(name)().config
                 full = {"learning_rate": default.training.learning_rate}
                 full |= {key: getattr(default, key) for key in GRID[name] if key != "learning_rate"} | changes
@@ -232,7 +242,9 @@ def main() -> None:
     defaults.add_argument("--cells", type=int, default=500)
     defaults.add_argument("--max-length", type=int, default=128)
     defaults.add_argument("--epochs", type=int, default=8)
+    defaults.add_argument("--patience", type=int, default=10)
     defaults.add_argument("--batch", type=int, default=32)
+    defaults.add_argument("--only", nargs="+", help="settings that are varied; all by default")
     defaults.add_argument("--seeds", type=int, default=2)
     defaults.add_argument("--summary", action="store_true")
     defaults.set_defaults(action=run_defaults)

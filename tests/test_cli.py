@@ -84,3 +84,31 @@ def test_errors_are_messages(run, path, checkpoint, tmp_path, args, message):
     assert done.exit_code == 1
     assert "Error: " in done.output and message in done.output and "Traceback" not in done.output
     assert not (tmp_path / "r").exists()  # found before any work
+
+
+def test_adapt_goes_on_and_says_that_it_was_interrupted(run, path, checkpoint, tmp_path, monkeypatch):
+    from scdlkit.foundation.training import Trainer
+
+    train, trained = Trainer.train, []
+
+    def interrupted(self, strategy, *args, **settings):
+        raise KeyboardInterrupt
+
+    def counted(self, strategy, *args, **settings):
+        trained.append(strategy.name)
+        return train(self, strategy, *args, **settings)
+
+    options = ("adapt", path, "-c", checkpoint, "-o", tmp_path / "r", "-s", "frozen_probe", "-s", "head", "--resume")
+    monkeypatch.setattr(Trainer, "train", interrupted)
+    with pytest.warns(UserWarning, match="Interrupted: head, pca_logreg not finished"):
+        done = run(*options)
+    assert done.exit_code == 130 and "Interrupted: head, pca_logreg not finished" in done.output
+    assert (tmp_path / "r" / "model" / "manifest.json").exists()
+    monkeypatch.setattr(Trainer, "train", counted)
+    for expected in (["head"], []):  # the second call finds all of it done
+        trained.clear()
+        done = run(*options)
+        assert done.exit_code == 0, done.output
+        assert trained == expected and "KeyboardInterrupt" not in done.output
+    done = run(*options, "--random-state", 1)
+    assert done.exit_code == 1 and "is from another run: different random_state" in done.output

@@ -199,9 +199,8 @@ def test_train_mode_without_dropout_equals_eval(case, data, loaded, precision):
         train = strategy.logits(data.val).float()
         module.eval()
         evaluated = strategy.logits(data.val).float()
-    if (
-        case == "dora" and precision == "bf16"
-    ):  # peft adds up in another order in train mode, each sum rounded to 8 bits
+    if case == "dora" and precision == "bf16":
+        # peft adds up in another order in train mode, each sum rounded to 8 bits
         assert (train - evaluated).norm() < 0.1 * evaluated.norm()
     else:
         np.testing.assert_allclose(train, evaluated, atol=1e-5)
@@ -354,7 +353,10 @@ def test_layers_and_learning_rates(data):
     names = {name.split(".")[2] for name, v in strategy.trained_module().named_parameters() if "up" in name}
     assert names == {"1", "2"}
     full = build("full_finetune", data)
-    assert full.learning_rate_scale("head.out.weight") == full.learning_rate_scale("encoder.blocks.2.q.weight") == 1
+    assert full.learning_rate_scale("encoder.blocks.2.q.weight") == 1
+    assert full.learning_rate_scale("head.out.weight") == full.config.head_learning_rate / TRAINING.learning_rate
+    same = make("full_finetune", data, head_learning_rate=None)
+    assert same.learning_rate_scale("head.out.weight") == 1
     assert full.learning_rate_scale("encoder.blocks.0.q.weight") == pytest.approx(0.81)
     assert full.learning_rate_scale("encoder.gene_embedding.weight") == pytest.approx(0.729)
     with pytest.raises(ValueError, match="layers='last:9', but the encoder has 3 blocks"):
@@ -382,6 +384,7 @@ def test_a_query_may_bring_new_genes(data, fitted):
         (lambda: AdapterConfig(bottleneck=0), "bottleneck must be an integer"),
         (lambda: PrefixTuningConfig(length=-1), "length must be an integer"),
         (lambda: FullFinetuneConfig(layer_decay=1.5), "layer_decay must be a number"),
+        (lambda: FullFinetuneConfig(head_learning_rate=0.0), "head_learning_rate must be a number above 0, or None"),
         (lambda: BitFitConfig(head_layers=0), "head_layers must be an integer"),
     ],
 )

@@ -35,7 +35,7 @@ class AdapterConfig(Config):
     head_layers
         Layers of the annotation head.
     training
-        How it is trained.
+        How it is trained; with learning rate 0.003 by default.
 
     Raises
     ------
@@ -50,7 +50,7 @@ class AdapterConfig(Config):
     dropout: float = 0.0
     layers: str | None = None
     head_layers: int = 3
-    training: TrainingConfig = field(default_factory=TrainingConfig)
+    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(learning_rate=3e-3))
 
     def __post_init__(self) -> None:
         check_number("bottleneck", self.bottleneck, low=1, integer=True)

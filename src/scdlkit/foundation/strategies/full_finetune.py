@@ -29,12 +29,14 @@ class FullFinetuneConfig(Config):
     layer_decay
         Learning rate of a block relative to the one above it (Howard & Ruder 2018, https://arxiv.org/abs/1801.06146);
         1 for the same everywhere.
+    head_learning_rate
+        Learning rate of the annotation head, which starts from nothing; None for that of the encoder.
     freeze_gene_embedding
         Leave the gene embedding as it is, the bulk of the parameters.
     head_layers
         Layers of the annotation head.
     training
-        How it is trained; with learning rate 0.0001 by default, as upstream.
+        How it is trained; with learning rate 0.0001 of the last block by default, as upstream.
 
     Raises
     ------
@@ -45,12 +47,14 @@ class FullFinetuneConfig(Config):
     strategy = "full_finetune"
 
     layer_decay: float = 0.9
+    head_learning_rate: float | None = 3e-3
     freeze_gene_embedding: bool = False
     head_layers: int = 3
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(learning_rate=1e-4))
 
     def __post_init__(self) -> None:
         check_number("layer_decay", self.layer_decay, low=0, high=1, open_low=True)
+        check_number("head_learning_rate", self.head_learning_rate, low=0, open_low=True, optional=True)
         check_choice("freeze_gene_embedding", self.freeze_gene_embedding, (True, False))
         check_number("head_layers", self.head_layers, low=1, integer=True)
 
@@ -72,9 +76,10 @@ class FullFinetune(EncoderStrategy):
             ).requires_grad = False  # shifts all scores of a query alike: softmax ignores it
 
     def learning_rate_scale(self, name: str) -> float:
-        """Full at the head and the last block, less below, least at the embeddings."""
+        """The head's own; full at the last block, less below, least at the embeddings."""
         if not name.startswith("encoder."):
-            return 1.0
+            own = self.config.head_learning_rate
+            return 1.0 if own is None else own / self.training.learning_rate
         n_blocks = len(self.encoder.blocks)
         depth = n_blocks
         if name.startswith("encoder.blocks."):

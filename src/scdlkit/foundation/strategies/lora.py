@@ -38,7 +38,7 @@ class LoRAConfig(Config):
     head_layers
         Layers of the annotation head.
     training
-        How it is trained.
+        How it is trained; with learning rate 0.003 by default.
 
     Raises
     ------
@@ -55,7 +55,7 @@ class LoRAConfig(Config):
     variant: Literal["lora", "dora", "rslora", "pissa"] = "lora"
     layers: str | None = None
     head_layers: int = 3
-    training: TrainingConfig = field(default_factory=TrainingConfig)
+    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(learning_rate=3e-3))
 
     def __post_init__(self) -> None:
         check_number("rank", self.rank, low=1, integer=True)

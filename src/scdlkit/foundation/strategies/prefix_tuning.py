@@ -43,7 +43,7 @@ class PrefixTuningConfig(Config):
 
     strategy = "prefix_tuning"
 
-    length: int = 16
+    length: int = 4
     reparametrise: bool = False
     hidden: int = 64
     layers: str | None = None
