@@ -1,6 +1,6 @@
 """Several processes against one: the same table, in what share of the time.
 
-    python benchmarks/bench_processes.py cells.h5ad --processes 2 --strategies frozen_probe lora
+    python benchmarks/bench_processes.py cells.h5ad --processes 2 --strategies frozen_probe adapter
 
 Each repeat runs the comparison once alone and once under ``torchrun --nproc-per-node N``, in turns, with one thread a
 process (``--threads``). Prints the ratio of the times of ``fit_compare`` (without start-up and imports), and the largest
@@ -71,7 +71,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("file", type=Path)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--strategies", nargs="+", default=["frozen_probe", "lora"])
+    parser.add_argument("--strategies", nargs="+", default=["frozen_probe", "adapter"])
     parser.add_argument("--checkpoint", default="mini")
     parser.add_argument("--label-key", default="cell_type")
     parser.add_argument("--cells", type=int, help="random cells of the file; all by default")

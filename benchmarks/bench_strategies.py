@@ -37,13 +37,13 @@ GRID: dict[str, dict[str, tuple[Any, ...]]] = {
     "head": {"learning_rate": (1e-3, 3e-3, 1e-2)},
     "lora": {"learning_rate": (3e-4, 1e-3, 3e-3, 1e-2), "rank": (4, 16)},
     "adapter": {"learning_rate": (3e-4, 1e-3, 3e-3, 1e-2), "bottleneck": (16, 64)},
-    "prefix_tuning": {"learning_rate": (1e-3, 5e-3, 2e-2, 5e-2), "length": (4, 64)},
+    "prefix_tuning": {"learning_rate": (1e-3, 5e-3, 2e-2, 5e-2), "length": (4, 16, 64)},
     "ia3": {"learning_rate": (1e-3, 5e-3, 2e-2, 5e-2)},
     "bitfit": {"learning_rate": (3e-4, 1e-3, 3e-3, 1e-2)},
     "full_finetune": {
         "learning_rate": (3e-5, 1e-4, 3e-4, 1e-3),
         "layer_decay": (0.8, 1.0),
-        "head_learning_rate": (1e-3, 1e-2),
+        "head_learning_rate": (1e-4, 1e-3, 1e-2),
     },
 }
 
