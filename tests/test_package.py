@@ -46,7 +46,7 @@ FACADES = ("", "foundation")
 KNOW_ANNDATA = {
     *"cli _demo tl pl pp get runner _prepared _prediction _cell_files _reader inspection _labels _annotation".split(),
     *"foundation.expression foundation._candidates".split(),
-    "foundation.strategies.pca_logreg",  # what it calls of scanpy takes nothing else
+    "foundation.strategies._genes",  # what it calls of scanpy takes nothing else
 }
 KNOW_NETWORK = {"foundation.checkpoints", "foundation._download"}
 KNOW_PEFT = {"foundation.strategies"}

@@ -13,12 +13,14 @@ import scdlkit as sk
 from scdlkit.foundation import LoRAConfig, TokenizerConfig, available_strategies, get_strategy, load_encoder
 from scdlkit.foundation.batching import collate
 from scdlkit.foundation.model import AnnotationHead
+from scdlkit.foundation.strategies import all_baselines
 from scdlkit.foundation.tokens import tokenize
 from scdlkit.foundation.vocabulary import Vocabulary
 from scdlkit.foundation.weights import read_weights
 
 OWN = {"my_vera": peft.VeraConfig(r=8, target_modules=["q", "v"]), "wide": LoRAConfig(rank=16)}
 NAMES = [name for name in available_strategies("strategy") if name != "any_peft"]
+BASELINES = all_baselines()
 
 
 def short(name: str):
@@ -33,6 +35,7 @@ def fitted(_blood, checkpoint):
     runner = sk.AnnotationRunner(
         checkpoint=checkpoint,
         strategies=(*NAMES, *OWN),
+        baselines="all",
         strategy_configs={name: short(name) for name in NAMES}
         | OWN
         | {"wide": replace(OWN["wide"], training=short("lora").training)},
@@ -46,6 +49,9 @@ def fitted(_blood, checkpoint):
 def test_all_names_the_strategies_of_the_registry(checkpoint):
     runner = sk.AnnotationRunner(checkpoint=checkpoint, strategies="all")
     assert {s.name for s in runner._strategies} == {*NAMES, "pca_logreg"}
+    runner = sk.AnnotationRunner(checkpoint=checkpoint, baselines="all")
+    assert {s.name for s in runner._strategies} == {"frozen_probe", "head", *BASELINES}
+    assert {"pca_logreg", "logreg_genes", "knn_frozen"} <= set(BASELINES)
     expected = {"frozen_probe", "head", "full_finetune", "lora", "adapter", "prefix_tuning", "ia3", "bitfit"}
     assert set(NAMES) == expected
 
@@ -53,15 +59,17 @@ def test_all_names_the_strategies_of_the_registry(checkpoint):
 def test_one_table_for_all(fitted):
     runner, _ = fitted
     table = runner.results_.set_index("strategy")
-    assert set(table.index) == {*NAMES, *OWN, "pca_logreg"}
+    assert set(table.index) == {*NAMES, *OWN, *BASELINES}
     assert (table["error"] == "").all() and table["val_macro_f1"].notna().all()
     assert (
         table.loc["full_finetune", "n_trainable"] > table.loc["lora", "n_trainable"] > table.loc["ia3", "n_trainable"]
     )
     assert set(runner.history_["strategy"]) >= {"lora", "my_vera"}
+    without = {"pca_logreg", "logreg_genes", "celltypist"}
+    assert set(table.index[~table["uses_encoder"]]) == without.intersection(BASELINES)
 
 
-@pytest.mark.parametrize("name", [*NAMES, *OWN])
+@pytest.mark.parametrize("name", [*NAMES, *OWN, *BASELINES])
 def test_each_is_kept_saved_and_loaded(fitted, name, tmp_path):
     runner, query = fitted
     out = runner.predict(query, strategy=name)
@@ -71,7 +79,7 @@ def test_each_is_kept_saved_and_loaded(fitted, name, tmp_path):
     np.testing.assert_allclose(again["latent"], out["latent"], atol=1e-5)
     frozen = runner.predict(query, strategy="frozen_probe")["latent"]
     changed = np.abs(out["latent"] - frozen).max() > 1e-4
-    assert changed == (name not in ("frozen_probe", "head"))
+    assert changed == (name not in ("frozen_probe", "head", *BASELINES))
     annotated = ad.AnnData(query.X, obs=query.obs, var=query.var)
     runner.annotate_adata(annotated, strategy=name)
     assert annotated.uns["scgpt"]["params"]["strategy"] == name
@@ -108,6 +116,7 @@ def test_standalone_checkpoint_gives_the_same_probabilities(fitted, name, tmp_pa
         ("adapter", "adds adapters, which the official layout has no place for"),
         ("prefix_tuning", "adds prefixes"),
         ("pca_logreg", "uses no encoder"),
+        ("knn_frozen", "has no head that the official layout has a place for"),
     ],
 )
 def test_what_cannot_stand_alone(fitted, name, message, tmp_path):

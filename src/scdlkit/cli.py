@@ -90,6 +90,9 @@ def adapt(
     label_key: LabelKey = None,
     checkpoint: CheckpointName = "whole-human",
     strategy: Annotated[list[str] | None, typer.Option("--strategy", "-s", help="May be given several times.")] = None,
+    baseline: Annotated[
+        list[str] | None, typer.Option("--baseline", "-b", help="May be given several times; all for all of them.")
+    ] = None,
     group_key: GroupKey = None,
     repeats: Annotated[int, typer.Option("--repeats", help="Repeat the split, or the folds, so many times.")] = 1,
     cv: Folds = None,
@@ -118,6 +121,7 @@ def adapt(
             label_key,
             checkpoint=checkpoint,
             strategies=tuple(strategy or ("frozen_probe", "head")),
+            baselines="all" if baseline == ["all"] else tuple(baseline or ("pca_logreg",)),
             group_key=group_key,
             n_repeats=repeats,
             cv=cv,

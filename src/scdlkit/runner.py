@@ -29,7 +29,7 @@ from .foundation.export import export_checkpoint
 from .foundation.known_cells import KnownCells
 from .foundation.plan import Fit
 from .foundation.repeated import Comparison, compare
-from .foundation.strategies import LoRAConfig, Strategy, available_strategies, build_strategies
+from .foundation.strategies import LoRAConfig, Strategy, all_baselines, available_strategies, build_strategies
 from .foundation.tokens import TokenizerConfig
 from .inspection import ScGPTAnnotationDataReport, inspect_annotation_data
 
@@ -58,7 +58,9 @@ class AnnotationRunner:
     strategies
         Names, see :func:`scdlkit.foundation.available_strategies`, or ``"all"``.
     baselines
-        What the foundation model has to beat; stands in the same table.
+        What stands in the same table to compare with, ``"all"`` for every baseline that is installed. Without the
+        foundation model: ``pca_logreg``, ``logreg_genes`` and ``celltypist``. On its embedding, without training:
+        ``knn_frozen``.
     strategy_configs
         Name → config of that strategy, where the defaults do not fit; under a name of your own also a second config of
         a strategy, or any ``peft.PeftConfig``.
@@ -137,7 +139,7 @@ class AnnotationRunner:
         *,
         checkpoint: str | os.PathLike[str] = "whole-human",
         strategies: Sequence[str] | Literal["all"] = DEFAULT_STRATEGIES,
-        baselines: Sequence[str] = DEFAULT_BASELINES,
+        baselines: Sequence[str] | Literal["all"] = DEFAULT_BASELINES,
         strategy_configs: Mapping[str, Any] | None = None,
         lora_config: LoRAConfig | None = None,
         layer: str | None = None,
@@ -164,6 +166,8 @@ class AnnotationRunner:
         )  # fmt: skip
         if strategies == "all":
             strategies = ALL_STRATEGIES
+        if baselines == "all":
+            baselines = all_baselines()
         if lora_config is not None:
             if strategy_configs is not None:
                 raise ValueError("lora_config is short for strategy_configs={'lora': ...}; give one of the two.")

@@ -44,7 +44,7 @@ def export_checkpoint(
     ------
     ValueError
         If the strategy adds something to the encoder that the official layout has no place for (adapters, prefixes),
-        or has no encoder at all (a baseline), or ``folder`` is not empty.
+        or has no encoder or no head (a baseline), or ``folder`` is not empty.
 
     Example
     -------
@@ -61,7 +61,8 @@ def export_checkpoint(
     elif isinstance(strategy, FrozenProbe):
         head, mean, scale = _probe_as_head(strategy)
     else:
-        raise ValueError(f"Strategy {strategy.name!r} uses no encoder, so there is no checkpoint to write.")
+        why = "has no head that the official layout has a place for" if strategy.uses_encoder else "uses no encoder"
+        raise ValueError(f"Strategy {strategy.name!r} {why}, so there is no checkpoint to write.")
     decoder, n_layers = _official_head(head, mean, scale)
     official = read_weights(checkpoint.weights_path)
     heads = {name: value.float() for name, value in official.items() if name.startswith(("decoder.", "mvc_decoder."))}

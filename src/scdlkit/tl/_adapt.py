@@ -24,7 +24,7 @@ def adapt_annotation(
     *,
     checkpoint: str | os.PathLike[str] = "whole-human",
     strategies: Sequence[str] | Literal["all"] = ("frozen_probe", "head"),
-    baselines: Sequence[str] = ("pca_logreg",),
+    baselines: Sequence[str] | Literal["all"] = ("pca_logreg",),
     strategy_configs: Mapping[str, Any] | None = None,
     lora_config: LoRAConfig | None = None,
     layer: str | None = None,
@@ -65,9 +65,10 @@ def adapt_annotation(
     checkpoint
         Registered name (see :func:`scdlkit.foundation.list_checkpoints`) or folder in the official layout.
     strategies, baselines
-        What to compare, ``"all"`` for every strategy. On the frozen embedding, computed once: ``frozen_probe``, logistic
+        What to compare, ``"all"`` for every one. On the frozen embedding, computed once: ``frozen_probe``, logistic
         regression, and ``head``, scGPT's annotation head. Inside the encoder: ``lora``, ``ia3``, ``adapter``,
-        ``prefix_tuning``, ``bitfit`` and ``full_finetune``. No foundation model at all: the baseline ``pca_logreg``.
+        ``prefix_tuning``, ``bitfit`` and ``full_finetune``. Baselines with no foundation model at all: ``pca_logreg``,
+        ``logreg_genes`` and ``celltypist`` (needs the extra); ``knn_frozen`` is one on its embedding.
     strategy_configs
         Name → config of that strategy; under a name of your own also a second config of a strategy, or any
         ``peft.PeftConfig``.
@@ -119,7 +120,7 @@ def adapt_annotation(
     Raises
     ------
     ImportError
-        If PyTorch is missing.
+        If PyTorch, or the package of a baseline, is missing; says what to install.
     ValueError
         If the data cannot be used, or ``output_dir`` holds another run to ``resume``; the message says why and what to
         do. ``adata`` is then unchanged.

@@ -9,7 +9,7 @@ def test_names_and_roles() -> None:
     inside = ("adapter", "any_peft", "bitfit", "full_finetune", "ia3", "lora", "prefix_tuning")
     assert sorted(available_strategies("strategy")) == sorted(("frozen_probe", "head", *inside))
     assert all(get_strategy(name).frozen == (name not in inside) for name in available_strategies())
-    assert available_strategies("baseline") == ("pca_logreg",)
+    assert sorted(available_strategies("baseline")) == ["celltypist", "knn_frozen", "logreg_genes", "pca_logreg"]
     for name in available_strategies():
         cls = get_strategy(name)
         assert cls.name == cls.config_class.strategy == name

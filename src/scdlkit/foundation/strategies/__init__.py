@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from ._base import GradientStrategy, Strategy, Trainer
-from ._build import build_strategies
+from ._build import all_baselines, build_strategies
 from ._cells import CellData
 from ._config import Config, TrainingConfig
 from ._registry import available_strategies, get_strategy, register
 from .adapter import Adapter, AdapterConfig
 from .any_peft import AnyPeft, AnyPeftConfig
 from .bitfit import BitFit, BitFitConfig
+from .celltypist import CellTypist, CellTypistConfig
 from .frozen_probe import FrozenProbe, FrozenProbeConfig
 from .full_finetune import FullFinetune, FullFinetuneConfig
 from .head import Head, HeadConfig
 from .ia3 import IA3, IA3Config
+from .knn_frozen import KNNFrozen, KNNFrozenConfig
+from .logreg_genes import LogRegGenes, LogRegGenesConfig
 from .lora import LoRA, LoRAConfig
 from .pca_logreg import PCALogReg, PCALogRegConfig
 from .prefix_tuning import PrefixTuning, PrefixTuningConfig
@@ -26,6 +29,8 @@ __all__ = [
     "BitFit",
     "BitFitConfig",
     "CellData",
+    "CellTypist",
+    "CellTypistConfig",
     "Config",
     "FrozenProbe",
     "FrozenProbeConfig",
@@ -36,8 +41,12 @@ __all__ = [
     "HeadConfig",
     "IA3",
     "IA3Config",
+    "KNNFrozen",
+    "KNNFrozenConfig",
     "LoRA",
     "LoRAConfig",
+    "LogRegGenes",
+    "LogRegGenesConfig",
     "PCALogReg",
     "PCALogRegConfig",
     "PrefixTuning",
@@ -45,6 +54,7 @@ __all__ = [
     "Strategy",
     "Trainer",
     "TrainingConfig",
+    "all_baselines",
     "available_strategies",
     "build_strategies",
     "get_strategy",

@@ -75,6 +75,7 @@ class Strategy(ABC):
     role: ClassVar[Literal["strategy", "baseline"]] = "strategy"
     needs: ClassVar[frozenset[str]]
     libraries: ClassVar[tuple[str, ...]] = ()  # modules that fit imports, which are loaded before it is timed
+    package: ClassVar[str] = ""  # that fit needs and that an extra of its name brings
     needs_to_fit: ClassVar[frozenset[str]] = frozenset()  # further parts that fit reads
     frozen: ClassVar[bool] = True  # whether the encoder stays as it was pretrained
     source: EncoderSource | None = None  # set before fit or load_state, for strategies that change the encoder

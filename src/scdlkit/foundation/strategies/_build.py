@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from scdlkit._optional import is_installed, require_package
+from scdlkit._settings import logger
+
 from ._base import Strategy
 from ._config import Config, TrainingConfig
 from ._registry import available_strategies, get_strategy
@@ -30,6 +33,8 @@ def build_strategies(
 
     Raises
     ------
+    ImportError
+        If one needs a package that is missing; says what to install.
     ValueError
         If a name is unknown or given twice, none is a strategy, or a config belongs to none of them.
     """
@@ -44,19 +49,41 @@ def build_strategies(
     return built
 
 
+def all_baselines() -> tuple[str, ...]:
+    """Names of the baselines that can run here; a warning names those that lack their package."""
+    names = available_strategies("baseline")
+    able = tuple(name for name in names if not get_strategy(name).package or is_installed(get_strategy(name).package))
+    for name in sorted(set(names) - set(able)):
+        logger.warning(
+            'Without the baseline %s, which needs the extra: pip install "scdlkit[%s]"',
+            name,
+            get_strategy(name).package,
+        )
+    return able
+
+
 def _build(name: str, config: Any, batch_size: int | None) -> Strategy:
     """One strategy; a name of the user's own is told by its config."""
     if name not in available_strategies():
         if _is_peft(config):
             return AnyPeft(AnyPeftConfig.of(config, training=_training(TrainingConfig(), batch_size)), name=name)
         if isinstance(config, Config):
-            return get_strategy(config.strategy)(config, name=name)
+            own = get_strategy(config.strategy)
+            _check_package(own)
+            return own(config, name=name)
     strategy_class = get_strategy(name)
+    _check_package(strategy_class)
     if config is None:
         config = strategy_class.config_class()
         if isinstance(training := getattr(config, "training", None), TrainingConfig):
             config = replace(config, training=_training(training, batch_size))
     return strategy_class(config)
+
+
+def _check_package(strategy_class: type[Strategy]) -> None:
+    """Now, not after the others have run."""
+    if strategy_class.package:
+        require_package(strategy_class.package)
 
 
 def _training(training: TrainingConfig, batch_size: int | None) -> TrainingConfig:

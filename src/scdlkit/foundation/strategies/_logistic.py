@@ -1,6 +1,6 @@
 """Multinomial logistic regression whose strength of regularisation the validation cells choose.
 
-``frozen_probe`` and ``pca_logreg`` share it, so that they differ in what they see of a cell and in nothing else.
+``frozen_probe``, ``pca_logreg`` and ``logreg_genes`` share it, so that they differ in what they see of a cell and in nothing else.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from ._scores import log_loss, macro_f1
 from ._threads import few_threads
 
 if TYPE_CHECKING:
+    import scipy.sparse as sp
     from sklearn.linear_model import LogisticRegression
 
 C_GRID = (0.001, 0.01, 0.1, 1.0, 10.0)
@@ -79,9 +80,9 @@ class LogisticFit:
 
 
 def fit_logistic(
-    features: np.ndarray,
+    features: np.ndarray | sp.csr_matrix,
     codes: np.ndarray,
-    val_features: np.ndarray,
+    val_features: np.ndarray | sp.csr_matrix,
     val_codes: np.ndarray,
     *,
     n_classes: int,
@@ -93,7 +94,7 @@ def fit_logistic(
     Parameters
     ----------
     features, val_features
-        ``[cells, features]``, on a common scale.
+        ``[cells, features]``, on a common scale, dense or CSR.
     codes, val_codes
         Label codes in ``[0, n_classes)``; a class may be absent and then never gets a probability above 0.
     n_classes, config, name

@@ -55,7 +55,7 @@ def available_strategies(role: Literal["strategy", "baseline"] | None = None) ->
     Example
     -------
     >>> available_strategies("baseline")
-    ('pca_logreg',)
+    ('celltypist', 'knn_frozen', 'logreg_genes', 'pca_logreg')
     """
     if role not in (None, "strategy", "baseline"):
         raise ValueError(f"role must be 'strategy', 'baseline' or None, found {role!r}.")

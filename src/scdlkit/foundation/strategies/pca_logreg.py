@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,19 +9,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse as sp
 
-from scdlkit._settings import logger
-
 from ._base import Strategy, Trainer, check_tensors
 from ._cells import CellData
 from ._config import check_number
+from ._genes import expression_of, log_normalised, standard_deviation, variable_genes
 from ._logistic import LogisticConfig, fit_logistic, softmax
 from ._registry import register
 from ._threads import few_threads
 
 if TYPE_CHECKING:
     import torch
-
-_TARGET_SUM = 1e4
 
 
 @dataclass(frozen=True)
@@ -93,11 +89,11 @@ class PCALogReg(Strategy):
     ) -> None:
         """See :meth:`Strategy.fit`; runs on the CPU."""
         self._check_training_cells(train, val, n_classes)
-        matrix, names = _log_normalised(train)
-        chosen = _variable_genes(matrix, self.config.n_top_genes)
+        matrix, names = log_normalised(train)
+        chosen = variable_genes(matrix, self.config.n_top_genes)
         self._genes = names[chosen]
         matrix = matrix[:, chosen]
-        scale = _standard_deviation(matrix) if self.config.scale else np.ones(len(chosen))
+        scale = standard_deviation(matrix) if self.config.scale else np.ones(len(chosen))
         mean, components = _principal_components(matrix.multiply(1 / scale).tocsr(), self.config.n_components, seed)
         # A component of the scaled genes, as weights of the unscaled ones: sparse cells stay sparse.
         self._weights = {"projection": components / scale, "offset": components @ mean}
@@ -159,75 +155,7 @@ class PCALogReg(Strategy):
         return np.asarray(matrix @ self._weights["projection"].T) - self._weights["offset"]
 
     def _scores(self, cells: CellData) -> np.ndarray:
-        matrix, names = _log_normalised(cells)
-        column_of = {name: column for column, name in enumerate(names)}
-        columns = np.array([column_of.get(name, -1) for name in self._genes])
-        found = columns >= 0
-        if not found.any():
-            raise ValueError(f"None of the {len(columns)} genes of {self.name!r} is in the data; check the gene names.")
-        if not found.all():
-            logger.warning(
-                "%s: %d of its %d genes (%.0f %%) are not in the data and count as not expressed.",
-                self.name,
-                (~found).sum(),
-                len(found),
-                100 * (~found).mean(),
-            )
-        placed = sp.csr_matrix(
-            (np.ones(found.sum()), (columns[found], np.flatnonzero(found))), shape=(matrix.shape[1], len(columns))
-        )
-        return self._project(matrix @ placed) / self._weights["spread"]
-
-
-def _log_normalised(cells: CellData) -> tuple[sp.csr_matrix, np.ndarray]:
-    """log1p of values that sum to 10,000 a cell, and gene names; log1p values are taken as they are."""
-    import scanpy as sc
-
-    if cells.kind not in ("counts", "normalised", "log1p"):
-        raise ValueError(f"kind must be 'counts', 'normalised' or 'log1p', found {cells.kind!r}.")
-    matrix = sp.csr_matrix(cells.expression, dtype=np.float32, copy=True)
-    names = np.asarray(cells.gene_names).astype(str).astype(object)
-    unique, column = np.unique(names, return_inverse=True)
-    duplicated = len(unique) < len(names)
-    if cells.kind == "log1p" and not duplicated:
-        return matrix, names
-    if cells.kind == "log1p":
-        matrix.data = np.expm1(matrix.data)
-    if duplicated:  # genes of one name are one gene
-        ones = np.ones(len(names), dtype=np.float32)
-        matrix = (matrix @ sp.csr_matrix((ones, (np.arange(len(names)), column)))).tocsr()
-        names = unique
-    if cells.kind != "log1p":
-        adata = sc.AnnData(matrix)
-        with warnings.catch_warnings():  # a cell without counts stays all zero, which is right here
-            warnings.filterwarnings("ignore", message="Some cells have zero counts")
-            sc.pp.normalize_total(adata, target_sum=_TARGET_SUM)
-        matrix = adata.X
-    return sc.pp.log1p(matrix), names
-
-
-def _variable_genes(matrix: sp.csr_matrix, n_top_genes: int) -> np.ndarray:
-    """Sorted columns of the most variable genes, none of them constant."""
-    import scanpy as sc
-
-    varies = np.flatnonzero(_standard_deviation(matrix, constant=0.0) > 0)
-    if len(varies) == 0:
-        raise ValueError(f"All {matrix.shape[1]} genes are constant over the training cells; nothing to learn from.")
-    if len(varies) <= n_top_genes:
-        return varies
-    adata = sc.AnnData(matrix[:, varies])
-    adata.uns["log1p"] = {"base": None}
-    table = sc.pp.highly_variable_genes(adata, n_top_genes=n_top_genes, inplace=False)
-    return varies[np.flatnonzero(table["highly_variable"].to_numpy())]
-
-
-def _standard_deviation(matrix: sp.csr_matrix, constant: float = 1.0) -> np.ndarray:
-    """Standard deviation of each column, ``constant`` where it is zero up to rounding."""
-    wide = matrix.astype(np.float64)
-    mean = np.asarray(wide.mean(0)).ravel()
-    square = np.asarray(wide.multiply(wide).mean(0)).ravel()
-    variance = square - mean**2
-    return np.where(variance > 1e-9 * square, np.sqrt(np.maximum(variance, 0)), constant)
+        return self._project(expression_of(cells, self._genes, self.name)[0]) / self._weights["spread"]
 
 
 def _principal_components(matrix: sp.csr_matrix, n_components: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
