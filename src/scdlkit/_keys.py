@@ -17,6 +17,7 @@ TABLES = {
     "history": "history_",
 }
 DEFAULT_EMBEDDING_KEY = "X_scgpt"
+DEFAULT_EFFICIENCY_KEY = "scgpt_label_efficiency"
 
 TOKEN_ID = "scgpt_token_id"  # .var, -1: unknown to the checkpoint
 BINS_LAYER = "scgpt_bins"  # .layers

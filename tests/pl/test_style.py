@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 from scdlkit import pl
 from scdlkit.pl import _style
 
-FIGURES = ["strategy_comparison", "strategy_tradeoff", "confusion_matrix", "training_history", "reliability"]
+FIGURES = [
+    "strategy_comparison", "strategy_differences", "strategy_tradeoff", "leakage_gap", "per_class_f1",
+    "confusion_matrix", "training_history", "reliability", "label_efficiency",
+]  # fmt: skip
 
 
 @given(st.lists(st.text(max_size=80), unique=True, max_size=12), st.integers(12, 40))
@@ -46,8 +49,23 @@ def test_styles_differ_and_do_not_depend_on_row_order():
     table = pd.DataFrame({"strategy": names, "role": ["strategy"] * 12 + ["baseline"]})
     styles = _style.strategy_styles(table)
     assert len({(s.color, s.marker) for s in styles.values()}) == 13
+    assert len({(s.color, s.dashes) for s in styles.values()}) == 13
     assert styles["base"].color == _style.GREY
     assert styles == _style.strategy_styles(table.iloc[::-1])
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.0124, "+0.012"), (-0.5, "−0.500"), (-0.0004, "0.000"), (0.0, "0.000"), (np.nan, "+nan")]
+)
+def test_signed(value, text):
+    assert _style.signed(value) == text
+
+
+@pytest.mark.parametrize("values", [[0.5], [0.99, 1.0], [np.nan, 0.2], []])
+def test_padded_is_never_narrow_and_holds_all(values):
+    low, high = _style.padded(np.array(values, dtype=float), top=1.01)
+    assert high - low >= 0.08 - 1e-12 and high <= 1.01
+    assert all(low < value < high for value in values if np.isfinite(value))
 
 
 @pytest.mark.parametrize(
@@ -64,8 +82,8 @@ def test_describe_cells(splits, text):
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_show_false_returns_open_axes(three, name):
-    ax = getattr(pl, name)(three, show=False)
+def test_show_false_returns_open_axes(three_often, name):
+    ax = getattr(pl, name)(three_often, show=False)
     assert isinstance(ax, plt.Axes)
     assert plt.get_fignums() == [ax.figure.number]
     plt.close(ax.figure)
@@ -89,10 +107,10 @@ def test_results_read_from_disk_can_be_drawn(from_disk, name, tmp_path):
 
 @pytest.mark.parametrize("layout", [None, "constrained"])
 @pytest.mark.parametrize("name", FIGURES)
-def test_own_axes_stay_open_and_in_their_place(three, name, layout, tmp_path):
+def test_own_axes_stay_open_and_in_their_place(three_often, name, layout, tmp_path):
     figure, axes = plt.subplots(1, 2, figsize=(12, 5), layout=layout)
     untouched = axes[1].get_subplotspec()
-    assert getattr(pl, name)(three, ax=axes[0], save=tmp_path / "both.png") is None
+    assert getattr(pl, name)(three_often, ax=axes[0], save=tmp_path / "both.png") is None
     assert plt.get_fignums() == [figure.number]
     assert axes[1].get_subplotspec() is untouched
     assert axes[0].has_data()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ._efficiency import label_efficiency
 from ._predictions import predictions
 from ._tables import (
     differences,
@@ -17,6 +18,7 @@ __all__ = [
     "differences",
     "fold_metrics",
     "history",
+    "label_efficiency",
     "leakage_gap",
     "per_class_metrics",
     "predictions",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from scdlkit._keys import DEFAULT_KEY, ResultKeys
+from scdlkit._keys import DEFAULT_EFFICIENCY_KEY, DEFAULT_KEY, ResultKeys
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -24,8 +24,19 @@ def check_adata(adata: Any) -> None:
         raise TypeError(f"adata must be an AnnData, found {type(adata).__name__}.")
 
 
-def find_result(adata: AnnData, key: str = DEFAULT_KEY) -> Mapping[str, Any]:
+def find_result(
+    adata: AnnData, key: str = DEFAULT_KEY, *, holds: str = "strategies", run: str = RUN_FIRST
+) -> Mapping[str, Any]:
     """``adata.uns[key]`` as an annotation wrote it.
+
+    Parameters
+    ----------
+    adata, key
+        Where to look.
+    holds
+        What every such result has, to name those under other keys.
+    run
+        What writes such a result.
 
     Raises
     ------
@@ -37,20 +48,24 @@ def find_result(adata: AnnData, key: str = DEFAULT_KEY) -> Mapping[str, Any]:
     check_adata(adata)
     found = adata.uns.get(key)
     if not isinstance(found, Mapping):
-        others = [name for name, value in adata.uns.items() if isinstance(value, Mapping) and "strategies" in value]
+        others = [name for name, value in adata.uns.items() if isinstance(value, Mapping) and holds in value]
         known = f" Results are stored under: {', '.join(map(repr, others))}; choose one with key=." if others else ""
-        run = RUN_FIRST if key == DEFAULT_KEY else RUN_FIRST.replace("=...", f"=..., key_added={key!r}")
-        raise KeyError(f"adata.uns[{key!r}] holds no annotation result.{known} Run {run} first.")
+        if key not in (DEFAULT_KEY, DEFAULT_EFFICIENCY_KEY):
+            run = run.replace("=...", f"=..., key_added={key!r}")
+        what = "annotation result" if holds == "strategies" else "such result"
+        raise KeyError(f"adata.uns[{key!r}] holds no {what}.{known} Run {run} first.")
     return found
 
 
-def find_table(adata: AnnData, name: str, key: str = DEFAULT_KEY) -> pd.DataFrame:
+def find_table(
+    adata: AnnData, name: str, key: str = DEFAULT_KEY, *, holds: str = "strategies", run: str = RUN_FIRST
+) -> pd.DataFrame:
     """A copy of the DataFrame ``adata.uns[key][name]`` with plain text columns, whatever file it came from."""
-    result = find_result(adata, key)
+    result = find_result(adata, key, holds=holds, run=run)
     if not isinstance(result.get(name), pd.DataFrame):
         raise KeyError(
             f"adata.uns[{key!r}] has no table {name!r} (found: {', '.join(map(str, result)) or 'nothing'}). "
-            f"Run {RUN_FIRST} again."
+            f"Run {run} again."
         )
     table = result[name].reset_index(drop=True)
     # h5ad and zarr give text back as object, string or categorical columns, by version.

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from scdlkit._keys import DEFAULT_KEY
 from scdlkit.get._result import find_keys, find_result
 
-from ._style import LABEL_SIZE, PALE, PALETTE, SMALL_SIZE, finish, shorten, title
+from ._style import LABEL_SIZE, finish, title
+from ._umap import class_colors, class_legend, draw_cells, legend_columns, umap_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -72,7 +72,7 @@ def annotation_umap(
     if len(shown) > _MOST_CELLS:
         shown = np.sort(np.random.default_rng(0).choice(shown, _MOST_CELLS, replace=False))
     classes = [str(name) for name in result["classes"]]
-    position = _umap(np.asarray(adata.obsm[keys.embedding])[shown])
+    position = umap_of(np.asarray(adata.obsm[keys.embedding])[shown])
     predicted = np.where(adata.obs[keys.split].to_numpy()[shown] == "train", -1, codes[shown])
     panels = [(f"predicted, {(predicted >= 0).sum():,} cells not trained on", predicted)]
     if label_key in adata.obs:
@@ -80,61 +80,14 @@ def annotation_umap(
         given = np.array([code_of.get(str(name), -1) for name in adata.obs[label_key].iloc[shown]])
         panels.insert(0, (f"given: {label_key}, {(given >= 0).sum():,} cells", given))
 
-    colours = _colours(len(classes))
-    n_columns = 1 + (len(classes) - 1) // 24
+    colors, n_columns = class_colors(len(classes)), legend_columns(len(classes))
     width = 4.2 * len(panels) + 2.4 * n_columns
     figure, axes = plt.subplots(1, len(panels), figsize=(width, 4.2), layout="constrained", squeeze=False)
-    size = float(np.clip(30_000 / len(shown), 1.5, 18))
     for ax, (text, values) in zip(axes[0], panels, strict=True):
-        # cells without a value below, the others in an order that favours no class
-        rest = np.flatnonzero(values < 0)
-        ax.scatter(*position[rest].T, s=size, c=PALE, linewidths=0, rasterized=True)
-        order = np.random.default_rng(0).permutation(np.flatnonzero(values >= 0))
-        ax.scatter(*position[order].T, s=size, c=[colours[v] for v in values[order]], linewidths=0, rasterized=True)
-        ax.set(xticks=[], yticks=[])
-        ax.spines[:].set_visible(False)
+        draw_cells(ax, position, values, colors)
         title(ax, text)
     axes[0][0].set_xlabel("UMAP 1", loc="left", fontsize=LABEL_SIZE)
     axes[0][0].set_ylabel("UMAP 2", loc="bottom", fontsize=LABEL_SIZE)
-    handles = [_dot(colour, name) for colour, name in zip(colours, shorten(classes), strict=True)]
-    if (predicted < 0).any() or (len(panels) > 1 and (panels[0][1] < 0).any()):
-        handles.append(_dot(PALE, "trained on, or no label"))
-    legend = figure.legend(
-        handles=handles, loc="outside right center", ncols=n_columns, frameon=False, fontsize=SMALL_SIZE
-    )
-    for entry in legend.get_texts():
-        entry.set_parse_math(False)
+    pale = (predicted < 0).any() or (len(panels) > 1 and (panels[0][1] < 0).any())
+    class_legend(figure, classes, colors, n_columns=n_columns, rest="trained on, or no label" if pale else "")
     return list(axes[0]) if finish(axes[0][0], own=True, show=show, save=save) is not None else None
-
-
-def _umap(embedding: np.ndarray) -> np.ndarray:
-    import scanpy as sc
-    from anndata import AnnData
-
-    cells = AnnData(embedding)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # umap's and scanpy's own, about threads and coming versions
-        sc.pp.neighbors(cells, use_rep="X", n_neighbors=min(15, cells.n_obs - 1), random_state=0)
-        sc.tl.umap(cells, random_state=0)
-    return np.asarray(cells.obsm["X_umap"])
-
-
-def _colours(n: int) -> list[Any]:
-    """Distinct colours: for all kinds of colour vision while there are enough, then ever longer palettes."""
-    import matplotlib as mpl
-
-    if n <= len(PALETTE):
-        return list(PALETTE[:n])
-    if n <= 20:
-        tab = mpl.colormaps["tab20"].colors  # type: ignore[attr-defined]
-        return [*tab[::2], *tab[1::2]][:n]
-    from scanpy.plotting import palettes
-
-    long = palettes.default_28 if n <= 28 else palettes.default_102
-    return [long[i % len(long)] for i in range(n)]
-
-
-def _dot(colour: Any, name: str) -> Any:
-    from matplotlib.lines import Line2D
-
-    return Line2D([], [], marker="o", linestyle="", markersize=5, color=colour, label=name)

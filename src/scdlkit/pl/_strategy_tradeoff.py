@@ -11,7 +11,21 @@ from scdlkit._keys import DEFAULT_KEY
 from scdlkit.get import strategy_table
 
 from ._place_labels import place_labels
-from ._style import GREY, INK, LABEL_SIZE, PALE, SPLIT_NAMES, check_metric, finish, start, strategy_styles, tidy, title
+from ._style import (
+    GREY,
+    INK,
+    LABEL_SIZE,
+    PALE,
+    SPLIT_NAMES,
+    check_metric,
+    describe_fits,
+    finish,
+    interval_of,
+    start,
+    strategy_styles,
+    tidy,
+    title,
+)
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -38,7 +52,8 @@ def strategy_tradeoff(
     """Score of every strategy against what it costs.
 
     The line is the Pareto front: strategies for which no cheaper one is as good and no better one as cheap. They are
-    filled, the others hollow; baselines are grey. Strategies without a score (failed) are left out.
+    filled, the others hollow; baselines are grey. Bars are 95 % intervals, which there are of macro-F1; the front goes by
+    the scores alone. Strategies without a score (failed) are left out.
 
     Parameters
     ----------
@@ -90,13 +105,15 @@ def strategy_tradeoff(
         raise ValueError(
             f"no strategy has both {split}_{metric} and {cost}; see sk.get.strategy_table(adata)['error']."
         )
+    lows, highs = (bound[usable] for bound in interval_of(table, f"{split}_{metric}"))
+    with_bars = bool(np.isfinite(lows).any())
     costs, scores, names = costs[usable], scores[usable], list(table["strategy"][usable])
     front = pareto_front(costs, scores)
 
     ax, own = start(ax, (6.0, 4.2))
     tidy(ax, grid="y")
     _scale(ax, costs)
-    low, high = float(scores.min()), float(scores.max())
+    low, high = float(np.nanmin([*scores, *lows])), float(np.nanmax([*scores, *highs]))
     pad = max(0.14 * (high - low), 0.01)
     ax.set_ylim(low - pad, high + pad)
     steps = front[np.argsort(costs[front], kind="stable")]
@@ -107,6 +124,7 @@ def strategy_tradeoff(
     ax.plot(line_x, line_y, color=PALE, linewidth=2, zorder=1, label="Pareto front")
     for index, strategy in enumerate(names):
         style = styles[strategy]
+        ax.vlines(costs[index], lows[index], highs[index], color=style.color, linewidth=1, alpha=0.45, zorder=2)
         ax.scatter(
             costs[index],
             scores[index],
@@ -119,7 +137,7 @@ def strategy_tradeoff(
         )
     ax.set_xlabel(_COSTS[cost], fontsize=LABEL_SIZE)
     ax.set_ylabel(f"{name}, {SPLIT_NAMES[split]} cells", fontsize=LABEL_SIZE)
-    title(ax, "Quality against cost (filled: on the Pareto front)")
+    title(ax, "Quality against cost (filled: on the Pareto front)", describe_fits(table, intervals=with_bars))
     colors = [GREY if styles[strategy].color == GREY else INK for strategy in names]
     place_labels(ax, costs.tolist(), scores.tolist(), names, colors, (line_x.tolist(), line_y.tolist()))
     return finish(ax, own=own, show=show, save=save)

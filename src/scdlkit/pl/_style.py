@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from scdlkit.get._result import find_param
@@ -36,6 +37,7 @@ METRIC_NAMES = {
 }
 SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test", "unlabelled": "unused"}
 
+_SMALLEST_RANGE = 0.08  # of an axis of scores
 _WORD_PART = 7  # characters of a cut word that are dropped
 _CANNOT_SHOW = {"agg", "cairo", "pdf", "pgf", "ps", "svg", "template"}
 
@@ -57,12 +59,64 @@ def strategy_styles(table: pd.DataFrame) -> dict[str, StrategyStyle]:
             styles[name] = StrategyStyle(GREY, BASELINE_MARKERS[n_baselines % 4], DASHES[-1 - n_baselines % 4])
             n_baselines += 1
         else:
-            dashes = DASHES[n_strategies % len(DASHES)]
+            # one further after each round of colours, so that colour and dashes do not repeat together either
+            dashes = DASHES[(n_strategies + n_strategies // len(PALETTE)) % len(DASHES)]
             styles[name] = StrategyStyle(
                 PALETTE[n_strategies % len(PALETTE)], MARKERS[n_strategies % len(MARKERS)], dashes
             )
             n_strategies += 1
     return styles
+
+
+def is_plain_baseline(table: pd.DataFrame) -> pd.Series:
+    """Rows that the foundation model has to beat: baselines without its encoder (all of them in older results)."""
+    baseline = table["role"] == "baseline"
+    if "uses_encoder" not in table:
+        return baseline
+    return baseline & ~table["uses_encoder"].astype(bool)
+
+
+def interval_of(table: pd.DataFrame, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper bound of a score (``"test_macro_f1"``), NaN where the result has none."""
+    missing = np.full(len(table), np.nan)
+    low, high = (
+        table[f"{name}_{bound}"].to_numpy(dtype=float) if f"{name}_{bound}" in table else missing
+        for bound in ("low", "high")
+    )
+    return low, high
+
+
+def describe_fits(table: pd.DataFrame, *, intervals: bool) -> str:
+    """How many fits a score is the mean of, and what the bars are."""
+    n_fits = int(table["n_fits"].max()) if "n_fits" in table and len(table) else 1
+    parts = [f"means of {n_fits} fits"] if n_fits > 1 else []
+    parts += ["bars: 95 % intervals"] if intervals else []
+    return "; ".join(parts)
+
+
+def label_strategies(table: pd.DataFrame) -> list[str]:
+    """Names with the word baseline where they are one."""
+    return [
+        f"{name} (baseline)" if role == "baseline" else str(name)
+        for name, role in zip(table["strategy"], table["role"], strict=True)
+    ]
+
+
+def signed(value: float, decimals: int = 3) -> str:
+    """A difference with its sign, a true minus, and no sign where it rounds to 0."""
+    text = f"{value:+.{decimals}f}"
+    return text[1:] if float(text) == 0 else text.replace("-", "−")
+
+
+def padded(values: np.ndarray, *, top: float = np.inf) -> tuple[float, float]:
+    """Limits of an axis around the finite values, so wide that chance differences do not look large."""
+    finite = values[np.isfinite(values)]
+    if finite.size == 0:
+        return 0.0, 1.0
+    low, high = float(finite.min()), float(finite.max())
+    pad = max(0.06 * (high - low), (_SMALLEST_RANGE - (high - low)) / 2, 0.005)
+    high = min(high + pad, top)
+    return min(low - pad, high - _SMALLEST_RANGE), high
 
 
 def start(ax: Axes | None, size: tuple[float, float]) -> tuple[Axes, bool]:
@@ -199,7 +253,11 @@ def of_strategy(adata: AnnData, key: str) -> str:
 
 def check_metric(table: pd.DataFrame, metric: str) -> str:
     """The readable name of ``metric``, or ValueError listing those in the table."""
-    known = [column.removeprefix("val_") for column in table.columns if column.startswith("val_")]
+    known = [
+        column.removeprefix("val_")
+        for column in table.columns
+        if column.startswith("val_") and not column.endswith(("_sd", "_low", "_high"))
+    ]
     if metric not in known:
         raise ValueError(f"metric must be one of {', '.join(map(repr, known))}, found {metric!r}.")
     return METRIC_NAMES.get(metric, metric)

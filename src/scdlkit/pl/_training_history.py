@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from scdlkit._keys import DEFAULT_KEY
 from scdlkit.get import history, strategy_table
@@ -31,8 +32,9 @@ def training_history(
 ) -> Axes | None:
     """Validation macro-F1 (top) and training loss (bottom) of every epoch.
 
-    The ringed point is the epoch with the best validation macro-F1 (then loss), whose weights are kept. Strategies without epochs
-    (such as ``frozen_probe``) have no line.
+    The ringed point is the epoch with the best validation macro-F1 (then loss), whose weights are kept. Of several fits
+    (repeats, folds) each is a thin line with a small ring, and the thick line is their mean, as far as all of them
+    go. Strategies without epochs (such as ``frozen_probe``) have no line.
 
     Parameters
     ----------
@@ -80,24 +82,31 @@ def training_history(
 
     ax, own = start(ax, (6.4, 4.6))
     lower = companion_below(ax, 0.75)
+    several = False
     for name in chosen:
         rows = epochs[epochs["strategy"] == name].sort_values("epoch", kind="stable")
-        x = rows["epoch"].to_numpy(dtype=float)
-        score = rows["val_macro_f1"].to_numpy(dtype=float)
+        fits = [fit for _, fit in rows.groupby([c for c in ("repeat", "fold") if c in rows] or "strategy", sort=True)]
+        several |= len(fits) > 1
         style = styles[name]
-        look = {
-            "color": style.color,
-            "linestyle": style.dashes,
-            "marker": style.marker if len(x) <= _MOST_MARKERS else "",
-            "markersize": 3.5,
-            "linewidth": 1.5,
-        }
-        ax.plot(x, score, label=name, **look)
-        lower.plot(x, rows["train_loss"].to_numpy(dtype=float), **look)
-        if np.isfinite(score).any():
-            # As in training: the highest score, of equal ones the lowest loss, of equal ones the first.
-            best = np.lexsort((rows["val_loss"].to_numpy(dtype=float), -score))[0]
-            ax.scatter(x[best], score[best], s=90, facecolors="none", edgecolors=style.color, linewidths=1.6, zorder=4)
+        for axes, column in ((ax, "val_macro_f1"), (lower, "train_loss")):
+            if len(fits) > 1:
+                for fit in fits:
+                    axes.plot(fit["epoch"], fit[column], color=style.color, linewidth=0.6, alpha=0.4, zorder=1)
+            x, mean = _mean(rows, column, len(fits))
+            axes.plot(
+                x,
+                mean,
+                label=name,
+                color=style.color,
+                linestyle=style.dashes,
+                marker=style.marker if len(x) <= _MOST_MARKERS else "",
+                markersize=3.5,
+                linewidth=1.5 if len(fits) == 1 else 2,
+                zorder=3,
+            )
+        best = np.array([_kept(fit) for fit in fits])
+        size, width = (90, 1.6) if len(fits) == 1 else (22, 0.9)
+        ax.scatter(*best.T, s=size, facecolors="none", edgecolors=style.color, linewidths=width, zorder=4)
     for axes in (ax, lower):
         tidy(axes, grid="y")
         axes.margins(x=0.02, y=0.08)
@@ -106,9 +115,25 @@ def training_history(
     ax.set_ylabel("validation macro-F1", fontsize=LABEL_SIZE)
     lower.set_ylabel("training loss", fontsize=LABEL_SIZE)
     lower.set_xlabel("epoch", fontsize=LABEL_SIZE)
-    title(ax, "Training history (ringed: epoch kept)")
+    title(ax, "Training history (ringed: epoch kept)", "thin: one fit; thick: mean of the fits" if several else "")
     _legend(ax)
     return finish(ax, own=own, show=show, save=save)
+
+
+def _mean(rows: pd.DataFrame, column: str, n_fits: int) -> tuple[np.ndarray, np.ndarray]:
+    """Epochs that all fits have, and the mean over the fits."""
+    by_epoch = rows.groupby("epoch")[column].agg(["mean", "size"])
+    by_epoch = by_epoch[by_epoch["size"] == n_fits]
+    return by_epoch.index.to_numpy(dtype=float), by_epoch["mean"].to_numpy(dtype=float)
+
+
+def _kept(fit: pd.DataFrame) -> tuple[float, float]:
+    """Epoch and score that were kept, as in training: the highest score, of equal ones the lowest loss, then the first."""
+    score = fit["val_macro_f1"].to_numpy(dtype=float)
+    if not np.isfinite(score).any():
+        return np.nan, np.nan
+    best = np.lexsort((fit["val_loss"].to_numpy(dtype=float), -score))[0]
+    return float(fit["epoch"].iloc[best]), float(score[best])
 
 
 def _legend(ax: Axes) -> None:

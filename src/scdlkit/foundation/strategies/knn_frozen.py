@@ -17,7 +17,7 @@ from ._scores import log_loss, macro_f1
 if TYPE_CHECKING:
     import torch
 
-NEIGHBOURS = (5, 10, 20, 50)
+NEIGHBOURS = (1, 5, 10, 20)
 _BLOCK = 20_000_000  # distances held at once
 _SAME = 1e-9  # cosine distances that differ by less are the same: rounding must not choose a neighbour
 
@@ -29,7 +29,7 @@ class KNNFrozenConfig(Config):
     Parameters
     ----------
     n_neighbors
-        Training cells that vote. None: the number among 5, 10, 20 and 50 with the best macro-F1 on the validation
+        Training cells that vote. None: the number among 1, 5, 10 and 20 with the best macro-F1 on the validation
         cells (then the lowest log loss there).
     max_cells
         Training cells that are kept, at most, as many of each class as its share; they are all that the model is, so
