@@ -28,7 +28,7 @@ def test_both_scores_and_the_gap(three_often, split):
 
 
 def test_results_without_groups(three, three_often):
-    with pytest.raises(KeyError, match="no table 'leakage'"):
+    with pytest.raises(KeyError, match="has no 'leakage': it is measured with a group_key"):
         pl.leakage_gap(three)
     adata = three_often.copy()
     adata.uns["scgpt"]["leakage"] = adata.uns["scgpt"]["leakage"].head(0)

@@ -52,7 +52,7 @@ def test_difference_to_a_strategy(three_often):
     low, high = ax.images[0].get_clim()
     assert low == -high and high == pytest.approx(np.abs(_drawn(ax)).max())
     plt.close(ax.figure)
-    with pytest.raises(ValueError, match="relative_to='ia3' has no score here; with scores: lora, "):
+    with pytest.raises(ValueError, match="relative_to='ia3' has no score here; with scores: lora"):
         pl.per_class_f1(three_often, relative_to="ia3")
 
 

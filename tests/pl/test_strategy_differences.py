@@ -30,9 +30,9 @@ def test_points_bars_and_certainty(three_often, reference, split):
     plt.close(ax.figure)
 
 
-def test_results_without_differences(three, make_annotated, three_often):
+def test_results_without_differences(older, three_often):
     with pytest.raises(KeyError, match="no table 'differences'"):
-        pl.strategy_differences(three)
+        pl.strategy_differences(older)
     adata = three_often.copy()
     table = adata.uns["scgpt"]["differences"]
     adata.uns["scgpt"]["differences"] = table[table["reference_role"] == "best"]

@@ -105,6 +105,21 @@ def test_results_read_from_disk_can_be_drawn(from_disk, name, tmp_path):
     getattr(pl, name)(from_disk, save=str(tmp_path / "figure.png"))
 
 
+OLD = [
+    "strategy_comparison",
+    "strategy_tradeoff",
+    "per_class_f1",
+    "confusion_matrix",
+    "training_history",
+    "reliability",
+]
+
+
+@pytest.mark.parametrize("name", OLD)
+def test_results_of_an_older_version_can_be_drawn(older, name, tmp_path):
+    getattr(pl, name)(older, save=tmp_path / "figure.png")
+
+
 @pytest.mark.parametrize("layout", [None, "constrained"])
 @pytest.mark.parametrize("name", FIGURES)
 def test_own_axes_stay_open_and_in_their_place(three_often, name, layout, tmp_path):
