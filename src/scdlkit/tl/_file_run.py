@@ -188,11 +188,10 @@ class FileRun:
 def _write_npy(target: Path, pieces: Iterator[tuple[slice, np.ndarray]], n_cells: int) -> None:
     import numpy as np
 
-    with appearing(target) as unfinished:
-        array = None
+    # written one after another: what is written through a memory map stays in memory for a while
+    with appearing(target) as unfinished, unfinished.open("wb") as file:
         for cells, rows in pieces:
-            if array is None:
-                array = np.lib.format.open_memmap(unfinished, "w+", rows.dtype, (n_cells, rows.shape[1]))
-            array[cells] = rows
-        if array is not None:
-            array.flush()
+            if cells.start == 0:
+                header = {"descr": rows.dtype.str, "fortran_order": False, "shape": (n_cells, rows.shape[1])}
+                np.lib.format.write_array_header_1_0(file, header)
+            file.write(np.ascontiguousarray(rows).data)
