@@ -109,9 +109,9 @@ def strategy_differences(
     pad = 0.06 * (reach[1] - reach[0])
     ax.set_xlim(reach[0] - pad, reach[1] + pad)
     ax.axvline(0, color=INK, linewidth=1, zorder=1)
-    colors = np.array([GREY if not s else BLUE if v > 0 else ORANGE for v, s in zip(values, sure, strict=True)])
+    colors = [GREY if not s else BLUE if v > 0 else ORANGE for v, s in zip(values, sure, strict=True)]
     ax.hlines(rows, low, high, colors=colors, linewidth=1.8, zorder=2)
-    faces = np.where(sure, colors, "white")
+    faces = [color if s else "white" for color, s in zip(colors, sure, strict=True)]
     ax.scatter(values, rows, s=42, facecolors=faces, edgecolors=colors, linewidths=1.5, zorder=3)
     for row, value in enumerate(values):
         ax.annotate(

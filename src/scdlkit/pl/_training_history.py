@@ -106,7 +106,9 @@ def training_history(
             )
         best = np.array([_kept(fit) for fit in fits])
         size, width = (90, 1.6) if len(fits) == 1 else (22, 0.9)
-        ax.scatter(*best.T, s=size, facecolors="none", edgecolors=style.color, linewidths=width, zorder=4)
+        ax.scatter(
+            best[:, 0], best[:, 1], s=size, facecolors="none", edgecolors=style.color, linewidths=width, zorder=4
+        )
     for axes in (ax, lower):
         tidy(axes, grid="y")
         axes.margins(x=0.02, y=0.08)

@@ -47,9 +47,10 @@ def draw_cells(ax: Axes, position: np.ndarray, codes: np.ndarray, colors: Sequen
     """Cells by class; those with a negative code pale and below, the others in an order that favours no class."""
     size = float(np.clip(30_000 / len(position), 1.5, 18))
     rest = np.flatnonzero(codes < 0)
-    ax.scatter(*position[rest].T, s=size, c=PALE, linewidths=0, rasterized=True)
+    ax.scatter(position[rest, 0], position[rest, 1], s=size, c=PALE, linewidths=0, rasterized=True)
     order = np.random.default_rng(0).permutation(np.flatnonzero(codes >= 0))
-    ax.scatter(*position[order].T, s=size, c=[colors[v] for v in codes[order]], linewidths=0, rasterized=True)
+    shown = [colors[v] for v in codes[order]]
+    ax.scatter(position[order, 0], position[order, 1], s=size, c=shown, linewidths=0, rasterized=True)
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
 
