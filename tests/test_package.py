@@ -27,7 +27,7 @@ FILES = {
 LAYERS = """
     cli _demo tl pl pp get
     runner _recipes _saved _state _prepared _prediction _cluster _label_tables _cell_files _unfinished _stream _reader inspection _labels _annotation _run_config
-    foundation.bundle foundation.export foundation.repeated foundation._summary foundation.comparison
+    foundation.bundle foundation.export foundation.label_efficiency foundation.repeated foundation._summary foundation.comparison
     foundation.recommendation foundation.intervals foundation.metrics foundation.calibration
     foundation._one_fit foundation._run_state
     foundation.training foundation._fit foundation._training_state foundation._preflight

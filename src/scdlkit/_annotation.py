@@ -71,7 +71,7 @@ def describe_result(
     return {
         "params": {**params, "obs_key": keys.label, "embedding_key": keys.embedding},
         "classes": np.array([str(name) for name in classes], dtype=str),
-        **{name: _storable(table) for name, table in tables.items()},
+        **{name: storable(table) for name, table in tables.items()},
     }
 
 
@@ -120,7 +120,7 @@ def to_actual(adata: AnnData) -> None:
         adata._init_as_actual(adata.copy())
 
 
-def _storable(table: pd.DataFrame) -> pd.DataFrame:
+def storable(table: pd.DataFrame) -> pd.DataFrame:
     """The table with a text index and no missing text, as h5ad and zarr need it."""
     table = table.copy()
     table.index = table.index.astype(str)

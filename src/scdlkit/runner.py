@@ -29,7 +29,7 @@ from .foundation.export import export_checkpoint
 from .foundation.known_cells import KnownCells
 from .foundation.plan import Fit
 from .foundation.repeated import Comparison, compare
-from .foundation.strategies import LoRAConfig, Strategy, all_baselines, available_strategies, build_strategies
+from .foundation.strategies import CellData, LoRAConfig, Strategy, all_baselines, available_strategies, build_strategies
 from .foundation.tokens import TokenizerConfig
 from .inspection import ScGPTAnnotationDataReport, inspect_annotation_data
 
@@ -441,6 +441,15 @@ class AnnotationRunner:
         self._known = KnownCells.none()
         self._folder = None
         return prepare(adata, columns, self.config, self._reader)
+
+    def _cells_and_fits(self, adata: AnnData) -> tuple[PreparedCells, CellData, list[Fit]]:
+        """What there is to be trained on: the cells, read and embedded, and their splits."""
+        prepared = self._prepare(adata)
+        fits = self._plan_fits(prepared)
+        cells, _ = prepared.load(self._reader, self._strategies)
+        for strategy in self._strategies:
+            strategy.source = self._reader
+        return prepared, cells, fits
 
     def _plan_fits(self, prepared: PreparedCells) -> list[Fit]:
         """Every fit; with groups and unless switched off, the same fits by cell after them."""
