@@ -128,6 +128,7 @@ def test_unknown_name(name, hint, tmp_path, monkeypatch):
 
 @hypothesis.settings(deadline=None)
 @given(st.text())
+@hypothesis.example("~\0")
 def test_any_other_text_is_refused_and_never_looked_up(name):
     if name in checkpoints._registry():
         return

@@ -248,6 +248,8 @@ def _folder(info: CheckpointInfo, cache_dir: str | os.PathLike[str] | None = Non
 
 
 def _expand(path: str | os.PathLike[str]) -> Path:
+    if "\0" in os.fspath(path):  # no path, and expanduser fails on it
+        return Path(path)
     return Path(os.path.expanduser(path))  # unlike Path.expanduser, leaves the home of an unknown user as it is
 
 
