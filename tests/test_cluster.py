@@ -174,7 +174,7 @@ def test_no_client(_blood, runner, checkpoint, monkeypatch):
     for client, found in ((3, "int"), ("tcp://127.0.0.1:8786", "str")):
         with pytest.raises(TypeError, match=rf"must be a dask.distributed.Client.* found {found}"):
             sk.tl.predict(_blood.copy(), runner, client=client)
-    monkeypatch.setattr("scdlkit._optional._is_installed", lambda name: name != "distributed")
+    monkeypatch.setattr("scdlkit._optional.is_installed", lambda name: name != "distributed")
     with pytest.raises(ImportError, match=r'client= needs the extra: pip install "scdlkit\[dask\]"'):
         sk.tl.embed(_blood.copy(), checkpoint=checkpoint, client=3)
 
