@@ -10,7 +10,15 @@ import peft
 import pytest
 
 import scdlkit as sk
-from scdlkit.foundation import LoRAConfig, TokenizerConfig, available_strategies, get_strategy, load_encoder
+from scdlkit.foundation import (
+    AnyPeftConfig,
+    LoRAConfig,
+    TokenizerConfig,
+    TrainingConfig,
+    available_strategies,
+    get_strategy,
+    load_encoder,
+)
 from scdlkit.foundation.batching import collate
 from scdlkit.foundation.model import AnnotationHead
 from scdlkit.foundation.strategies import all_baselines
@@ -18,7 +26,6 @@ from scdlkit.foundation.tokens import tokenize
 from scdlkit.foundation.vocabulary import Vocabulary
 from scdlkit.foundation.weights import read_weights
 
-OWN = {"my_vera": peft.VeraConfig(r=8, target_modules=["q", "v"]), "wide": LoRAConfig(rank=16)}
 NAMES = [name for name in available_strategies("strategy") if name != "any_peft"]
 BASELINES = all_baselines()
 
@@ -30,15 +37,20 @@ def short(name: str):
     return config if training is None else replace(config, training=replace(training, max_epochs=2))
 
 
+VERA = peft.VeraConfig(r=8, target_modules=["q", "v"])
+OWN = {
+    "my_vera": AnyPeftConfig.of(VERA, training=TrainingConfig(max_epochs=2)),
+    "wide": LoRAConfig(rank=16, training=short("lora").training),
+}
+
+
 @pytest.fixture(scope="module")
 def fitted(_blood, checkpoint):
     runner = sk.AnnotationRunner(
         checkpoint=checkpoint,
         strategies=(*NAMES, *OWN),
         baselines="all",
-        strategy_configs={name: short(name) for name in NAMES}
-        | OWN
-        | {"wide": replace(OWN["wide"], training=short("lora").training)},
+        strategy_configs={name: short(name) for name in NAMES} | OWN,
         device="cpu",
         progress=False,
     )
