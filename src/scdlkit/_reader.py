@@ -141,9 +141,8 @@ class CellReader:
         encoder = self._encoder_for(draws)
         if embedding is None:
             embedding = np.empty((len(new), encoder.config.embsize), dtype=np.float32)
-        total = np.zeros((len(new), encoder.config.embsize))
-        for tokens in draws:
-            total += embed_tokens(
+        each = (
+            embed_tokens(
                 encoder,
                 tokens if len(new) == tokens.n_cells else tokens[new],
                 cls_id=self.vocabulary.cls_id,
@@ -152,7 +151,12 @@ class CellReader:
                 batch_size=batch_size,
                 progress=self.progress,
             )
-        embedding[new] = total / self.n_draws
+            for tokens in draws
+        )
+        if self.n_draws == 1:  # a sum in float64 would need three times the memory
+            embedding[new] = next(each)
+        else:
+            embedding[new] = sum(each, np.zeros((len(new), embedding.shape[1]))) / self.n_draws
         return embedding
 
     def cells(

@@ -11,7 +11,9 @@ import hashlib
 import os
 import tempfile
 import threading
+import weakref
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
 
@@ -114,10 +116,13 @@ class TokenFiles:
         self.place = place
         self._lock = threading.Lock()  # a read moves the position in the file
         self._files: dict[str, IO[bytes]] = {}
+        opened = ExitStack()
+        weakref.finalize(self, opened.close)
         try:
             place.mkdir(parents=True, exist_ok=True)
             for name in _TYPES:
                 self._files[name] = tempfile.TemporaryFile(dir=place, prefix="scdlkit-tokens-")
+                opened.callback(self._files[name].close)
         except OSError as error:
             raise self._explained(error) from error
 
@@ -153,7 +158,7 @@ class TokenFiles:
         size, file, ends = _TYPES[name].itemsize, self._files[name], starts + lengths
         first = np.flatnonzero(np.concatenate([[True], starts[1:] != ends[:-1]]))  # of cells that follow each other
         last = np.concatenate([first[1:], [len(starts)]]) - 1
-        content, at = memoryview(result).cast("B"), 0
+        content, at = memoryview(result.data).cast("B"), 0
         with self._lock:
             for start, end in zip((starts[first] * size).tolist(), (ends[last] * size).tolist(), strict=True):
                 file.seek(start)
