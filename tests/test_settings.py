@@ -3,7 +3,6 @@ import logging
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import hypothesis
@@ -37,7 +36,7 @@ def test_defaults():
     found = Settings()
     assert found.cache_dir.is_absolute() and "scdlkit" in str(found.cache_dir)
     assert (found.device, found.progress, found.verbosity) == ("auto", True, "INFO")
-    assert found.temp_dir == Path(tempfile.gettempdir())
+    assert found.temp_dir is None
     assert repr(found).startswith("Settings(cache_dir=")
 
 
@@ -94,7 +93,7 @@ def test_temp_dir(wrong, tmp_path):
         found.temp_dir = wrong
     assert found.temp_dir == tmp_path
     found.temp_dir = None
-    assert found.temp_dir == Path(tempfile.gettempdir())
+    assert found.temp_dir is None
 
 
 @pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:0", "cuda:12", "mps"])

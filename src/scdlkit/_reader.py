@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,8 +25,6 @@ from .foundation.weights import load_encoder
 from .inspection import token_pieces, tokenize_expression
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from anndata import AnnData
     from torch import Tensor
 
@@ -96,13 +96,13 @@ class CellReader:
     def read(self, adata: AnnData, *, place: Path | None = None) -> tuple[Expression, list[AnyTokens]]:
         """:meth:`choose` and :meth:`tokenize` in one, for cells that may not fit into memory.
 
-        Tokens are written to files in ``place`` (the setting ``temp_dir`` by default) where the matrix is not in memory
-        either, or they might take over a quarter of the memory that is free.
+        Tokens are written to files where the matrix is not in memory either, or they might take over a quarter of the
+        memory that is free: in the setting ``temp_dir``, else in ``place``, else where the system has temporary files.
         """
         expression = self.choose(adata)
         if not self._in_files(expression):
             return expression, [*self.tokenize(expression)]
-        place = settings.temp_dir if place is None else place
+        place = settings.temp_dir or place or Path(tempfile.gettempdir())
         self._genes = expression.genes.known_ids
         draws: list[AnyTokens] = []
         n_bytes = 0

@@ -6,7 +6,6 @@ import logging
 import os
 import re
 import sys
-import tempfile
 from pathlib import Path
 from typing import TextIO
 
@@ -100,9 +99,9 @@ class Settings:
         self._progress = text in _TRUE
 
     @property
-    def temp_dir(self) -> Path:
-        """Folder for what does not fit into memory, unless there is an ``output_dir``; None: the system's own."""
-        return Path(tempfile.gettempdir()) if self._temp_dir is None else self._temp_dir
+    def temp_dir(self) -> Path | None:
+        """Folder for what may not fit into memory; None: the ``output_dir`` of the call, else the system's own."""
+        return self._temp_dir
 
     @temp_dir.setter
     def temp_dir(self, value: str | os.PathLike[str] | None) -> None:
@@ -124,7 +123,7 @@ class Settings:
     def __repr__(self) -> str:
         return (
             f"Settings(cache_dir={str(self.cache_dir)!r}, device={self.device!r}, "
-            f"progress={self.progress}, temp_dir={str(self.temp_dir)!r}, verbosity={self.verbosity!r})"
+            f"progress={self.progress}, temp_dir={self.temp_dir and str(self.temp_dir)!r}, verbosity={self.verbosity!r})"
         )
 
 
