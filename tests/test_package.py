@@ -33,9 +33,10 @@ LAYERS = """
     foundation.training foundation._fit foundation._training_state foundation._preflight
     foundation.inference foundation.known_cells foundation.confounding foundation.plan foundation.folds foundation.splits
     foundation._split_checks foundation._group_splits foundation.strategies
-    foundation.weights foundation.model foundation.batching foundation.tokens
+    foundation.weights foundation.model foundation.batching
+    foundation.stored_tokens foundation.tokens
     foundation._binning foundation._distinct
-    foundation.expression foundation._candidates foundation.matrices foundation.vocabulary foundation.gene_match foundation.gene_names
+    foundation.expression_rows foundation.expression foundation._candidates foundation.matrices foundation.vocabulary foundation.gene_match foundation.gene_names
     foundation.checkpoints foundation._download foundation._lock foundation._memory
     foundation._device foundation._processes foundation._random
     _optional _keys _settings

@@ -14,7 +14,7 @@ import scdlkit
 from scdlkit import _settings
 from scdlkit._settings import Settings, logger
 
-VARIABLES = ("SCDLKIT_CACHE_DIR", "SCDLKIT_DEVICE", "SCDLKIT_PROGRESS", "SCDLKIT_VERBOSITY")
+VARIABLES = ("SCDLKIT_CACHE_DIR", "SCDLKIT_DEVICE", "SCDLKIT_PROGRESS", "SCDLKIT_TEMP_DIR", "SCDLKIT_VERBOSITY")
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +36,7 @@ def test_defaults():
     found = Settings()
     assert found.cache_dir.is_absolute() and "scdlkit" in str(found.cache_dir)
     assert (found.device, found.progress, found.verbosity) == ("auto", True, "INFO")
+    assert found.temp_dir is None
     assert repr(found).startswith("Settings(cache_dir=")
 
 
@@ -45,10 +46,13 @@ def test_package_has_one():
 
 
 def test_environment(monkeypatch, tmp_path):
-    for variable, value in zip(VARIABLES, (str(tmp_path), "cuda:1", "off", "warning"), strict=True):
+    for variable, value in zip(
+        VARIABLES, (str(tmp_path), "cuda:1", "off", str(tmp_path / "t"), "warning"), strict=True
+    ):
         monkeypatch.setenv(variable, value)
     found = Settings()
     assert (found.cache_dir, found.device, found.progress, found.verbosity) == (tmp_path, "cuda:1", False, "WARNING")
+    assert found.temp_dir == tmp_path / "t"
     assert logger.level == logging.WARNING
 
 
@@ -61,7 +65,7 @@ def test_empty_environment_means_default(monkeypatch):
 
 @pytest.mark.parametrize("variable", VARIABLES)
 def test_bad_environment_names_the_variable(variable, monkeypatch):
-    monkeypatch.setenv(variable, " " if variable == "SCDLKIT_CACHE_DIR" else "nonsense")
+    monkeypatch.setenv(variable, " " if variable.endswith("_DIR") else "nonsense")
     with pytest.raises(ValueError, match=f"Environment variable {variable}: .* found"):
         Settings()
 
@@ -79,6 +83,17 @@ def test_cache_dir(tmp_path, monkeypatch):
 def test_bad_cache_dir(wrong):
     with pytest.raises(ValueError, match="cache_dir must be"):
         Settings().cache_dir = wrong
+
+
+@pytest.mark.parametrize("wrong", ["", "  ", 3])
+def test_temp_dir(wrong, tmp_path):
+    found = Settings()
+    found.temp_dir = tmp_path
+    with pytest.raises(ValueError, match="temp_dir must be"):
+        found.temp_dir = wrong
+    assert found.temp_dir == tmp_path
+    found.temp_dir = None
+    assert found.temp_dir is None
 
 
 @pytest.mark.parametrize("device", ["auto", "cpu", "cuda", "cuda:0", "cuda:12", "mps"])

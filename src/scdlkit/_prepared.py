@@ -15,14 +15,16 @@ from .foundation.strategies import CellData
 from .inspection import ScGPTAnnotationDataReport, build_report
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from anndata import AnnData
 
     from ._reader import CellReader
     from ._run_config import RunnerConfig
     from .foundation.expression import Expression
     from .foundation.known_cells import KnownCells
+    from .foundation.stored_tokens import AnyTokens
     from .foundation.strategies import Strategy
-    from .foundation.tokens import Tokens
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class PreparedCells:
     label_key: str
     report: ScGPTAnnotationDataReport
     expression: Expression
-    draws: list[Tokens]
+    draws: list[AnyTokens]
     rows: np.ndarray
 
     @property
@@ -99,8 +101,12 @@ def read_columns(adata: AnnData, config: RunnerConfig) -> Columns:
     return Columns(label_key, read_labels(adata, label_key), read_groups(adata, config.group_key))
 
 
-def prepare(adata: AnnData, columns: Columns, config: RunnerConfig, reader: CellReader) -> PreparedCells:
+def prepare(
+    adata: AnnData, columns: Columns, config: RunnerConfig, reader: CellReader, *, place: Path | None = None
+) -> PreparedCells:
     """Read matrix and tokens, inspect all and give the warnings; ``adata`` is read only.
+
+    Tokens that are too many for the memory are kept in files in ``place``, see :meth:`CellReader.read`.
 
     Raises
     ------
@@ -108,7 +114,7 @@ def prepare(adata: AnnData, columns: Columns, config: RunnerConfig, reader: Cell
         If the data cannot be used; whether the cells can be split is left to the split.
     """
     label_key, labels, groups = columns
-    expression, draws = reader.read(adata)
+    expression, draws = reader.read(adata, place=place)
     tokens = draws[0]
     if not tokens.lengths.any():
         raise ValueError(f"None of the {expression.n_cells} cells has a value of a gene that the checkpoint knows.")
@@ -120,7 +126,7 @@ def prepare(adata: AnnData, columns: Columns, config: RunnerConfig, reader: Cell
     report = build_report(
         adata,
         expression=expression,
-        tokens=tokens,
+        n_expressed=tokens.n_expressed,
         config=reader.tokenizer,
         checkpoint=reader.checkpoint.name,
         labels=labels,

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import psutil
 import torch
 
+from ._settings import logger, settings
+from .foundation import matrices
 from .foundation.expression import Expression, check_overlap, choose_expression
+from .foundation.expression_rows import ExpressionRows
 from .foundation.inference import embed_tokens
+from .foundation.stored_tokens import AnyTokens, store_tokens
 from .foundation.strategies import CellData
 from .foundation.tokens import TokenizerConfig, Tokens
 from .foundation.vocabulary import Vocabulary
 from .foundation.weights import load_encoder
-from .inspection import tokenize_expression
+from .inspection import token_pieces, tokenize_expression
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -25,6 +32,9 @@ if TYPE_CHECKING:
     from .foundation.known_cells import KnownCells
     from .foundation.model import ScGPTEncoder
     from .foundation.strategies import Strategy
+
+_TOKEN_BYTES = 5
+_SHARE_OF_MEMORY = 0.25  # of what is free, beyond which tokens go to files
 
 
 class CellReader:
@@ -83,13 +93,39 @@ class CellReader:
         self._genes = expression.genes.known_ids
         return [tokenize_expression(expression, self.tokenizer.draw(k)) for k in range(self.n_draws)]
 
-    def read(self, adata: AnnData) -> tuple[Expression, list[Tokens]]:
-        """:meth:`choose` and :meth:`tokenize` in one."""
+    def read(self, adata: AnnData, *, place: Path | None = None) -> tuple[Expression, list[AnyTokens]]:
+        """:meth:`choose` and :meth:`tokenize` in one, for cells that may not fit into memory.
+
+        Tokens are written to files where the matrix is not in memory either, or they might take over a quarter of the
+        memory that is free: in the setting ``temp_dir``, else in ``place``, else where the system has temporary files.
+        """
         expression = self.choose(adata)
-        return expression, self.tokenize(expression)
+        if not self._in_files(expression):
+            return expression, [*self.tokenize(expression)]
+        place = settings.temp_dir or place or Path(tempfile.gettempdir())
+        self._genes = expression.genes.known_ids
+        draws: list[AnyTokens] = []
+        n_bytes = 0
+        for k in range(self.n_draws):
+            tokens, size = store_tokens(token_pieces(expression, self.tokenizer.draw(k)), place)
+            draws.append(tokens)
+            n_bytes += size
+        logger.info(
+            "The tokens of %d cells are kept in files in %s (%.0f MB), not in memory, until the fits are done.",
+            expression.n_cells, place, n_bytes / 1e6,
+        )  # fmt: skip
+        return expression, draws
+
+    def _in_files(self, expression: Expression) -> bool:
+        matrix = expression.matrix
+        if not matrices.in_memory(matrix):
+            return True
+        values = matrix.nnz if hasattr(matrix, "nnz") else matrix.size
+        most = min(values, expression.n_cells * (self.tokenizer.max_length - 1)) * self.n_draws
+        return bool(_TOKEN_BYTES * most > _SHARE_OF_MEMORY * psutil.virtual_memory().available)
 
     def embed(
-        self, draws: list[Tokens], *, known: KnownCells | None = None, batch_size: int | None = None
+        self, draws: Sequence[AnyTokens], *, known: KnownCells | None = None, batch_size: int | None = None
     ) -> np.ndarray:
         """Frozen embedding float32 ``[cells, embsize]``, not normalised; rows of cells without tokens are zero.
 
@@ -105,9 +141,8 @@ class CellReader:
         encoder = self._encoder_for(draws)
         if embedding is None:
             embedding = np.empty((len(new), encoder.config.embsize), dtype=np.float32)
-        total = np.zeros((len(new), encoder.config.embsize))
-        for tokens in draws:
-            total += embed_tokens(
+        each = (
+            embed_tokens(
                 encoder,
                 tokens if len(new) == tokens.n_cells else tokens[new],
                 cls_id=self.vocabulary.cls_id,
@@ -116,13 +151,18 @@ class CellReader:
                 batch_size=batch_size,
                 progress=self.progress,
             )
-        embedding[new] = total / self.n_draws
+            for tokens in draws
+        )
+        if self.n_draws == 1:  # a sum in float64 would need three times the memory
+            embedding[new] = next(each)
+        else:
+            embedding[new] = sum(each, np.zeros((len(new), embedding.shape[1]))) / self.n_draws
         return embedding
 
     def cells(
         self,
         expression: Expression,
-        draws: list[Tokens],
+        draws: Sequence[AnyTokens],
         rows: np.ndarray,
         strategies: Sequence[Strategy],
         *,
@@ -133,8 +173,9 @@ class CellReader:
         embedding = self.embed([tokens[rows] for tokens in draws], known=known) if embed else None
         cells = CellData(embedding=embedding, tokens=draws[0][rows])
         if not any("expression" in strategy.needs for strategy in strategies):
-            return cells  # the matrix may not fit into memory
-        return replace(cells, expression=expression.rows(rows), gene_names=expression.genes.names, kind=expression.kind)
+            return cells
+        genes = expression.genes.names
+        return replace(cells, expression=ExpressionRows(expression, rows), gene_names=genes, kind=expression.kind)
 
     @property
     def embsize(self) -> int:
@@ -160,9 +201,9 @@ class CellReader:
         encoder = self.encoder(token_ids)
         return encoder.gene_embedding.weight.detach()[encoder.row_of[torch.from_numpy(token_ids.astype(np.int64))]]
 
-    def _encoder_for(self, draws: list[Tokens]) -> ScGPTEncoder:
+    def _encoder_for(self, draws: Sequence[AnyTokens]) -> ScGPTEncoder:
         """The encoder with rows for these genes, and for all others of the data; kept for the next call."""
-        needed = np.unique(np.concatenate([np.unique(tokens.gene_ids) for tokens in draws]))
+        needed = np.unique(np.concatenate([tokens.genes() for tokens in draws]))
         if self._encoder is None or len(np.setdiff1d(needed, self._encoder.token_ids)):
             self._encoder = load_encoder(self.checkpoint, token_ids=np.union1d(needed, self._genes))
         return self._encoder

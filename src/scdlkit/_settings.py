@@ -41,7 +41,7 @@ class Settings:
     """What every function of scdlkit reads when it is not told otherwise.
 
     Each setting starts from its environment variable: ``SCDLKIT_CACHE_DIR``, ``SCDLKIT_DEVICE``,
-    ``SCDLKIT_PROGRESS``, ``SCDLKIT_VERBOSITY``. An invalid value is a :class:`ValueError`.
+    ``SCDLKIT_PROGRESS``, ``SCDLKIT_TEMP_DIR``, ``SCDLKIT_VERBOSITY``. An invalid value is a :class:`ValueError`.
 
     Example
     -------
@@ -50,14 +50,15 @@ class Settings:
     >>> sk.settings.progress = False
     """
 
-    __slots__ = ("_cache_dir", "_device", "_progress")  # a misspelt setting is an AttributeError
+    __slots__ = ("_cache_dir", "_device", "_progress", "_temp_dir")  # a misspelt setting is an AttributeError
 
     def __init__(self) -> None:
         self.cache_dir = user_cache_path("scdlkit")
         self.device = "auto"
         self.progress = True
+        self.temp_dir = None
         self.verbosity = "INFO"
-        for name in ("cache_dir", "device", "progress", "verbosity"):
+        for name in ("cache_dir", "device", "progress", "temp_dir", "verbosity"):
             variable = f"SCDLKIT_{name.upper()}"
             if os.environ.get(variable):
                 try:
@@ -72,9 +73,7 @@ class Settings:
 
     @cache_dir.setter
     def cache_dir(self, value: str | os.PathLike[str]) -> None:
-        if not isinstance(value, str | os.PathLike) or not str(value).strip():
-            raise ValueError(f"cache_dir must be the path of a folder, found {value!r}.")
-        self._cache_dir = Path(os.path.expanduser(value)).absolute()
+        self._cache_dir = _folder("cache_dir", value)
 
     @property
     def device(self) -> str:
@@ -100,6 +99,15 @@ class Settings:
         self._progress = text in _TRUE
 
     @property
+    def temp_dir(self) -> Path | None:
+        """Folder for what may not fit into memory; None: the ``output_dir`` of the call, else the system's own."""
+        return self._temp_dir
+
+    @temp_dir.setter
+    def temp_dir(self, value: str | os.PathLike[str] | None) -> None:
+        self._temp_dir = None if value is None else _folder("temp_dir", value)
+
+    @property
     def verbosity(self) -> str:
         """Level of the ``scdlkit`` logger: ``"DEBUG"``, ``"INFO"``, ``"WARNING"``, ``"ERROR"``, ``"CRITICAL"``."""
         return logging.getLevelName(logger.level)
@@ -115,8 +123,14 @@ class Settings:
     def __repr__(self) -> str:
         return (
             f"Settings(cache_dir={str(self.cache_dir)!r}, device={self.device!r}, "
-            f"progress={self.progress}, verbosity={self.verbosity!r})"
+            f"progress={self.progress}, temp_dir={self.temp_dir and str(self.temp_dir)!r}, verbosity={self.verbosity!r})"
         )
+
+
+def _folder(name: str, value: str | os.PathLike[str]) -> Path:
+    if not isinstance(value, str | os.PathLike) or not str(value).strip():
+        raise ValueError(f"{name} must be the path of a folder, found {value!r}.")
+    return Path(os.path.expanduser(value)).absolute()
 
 
 settings = Settings()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,7 +15,7 @@ from .foundation.checkpoints import ensure_checkpoint
 from .foundation.confounding import confounding_warnings
 from .foundation.expression import Expression, check_overlap, choose_expression
 from .foundation.plan import SplitPlan
-from .foundation.tokens import TokenizerConfig, Tokens, tokenize_chunks
+from .foundation.tokens import TokenizerConfig, Tokens, tokenize_pieces
 from .foundation.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -208,7 +208,7 @@ def inspect_annotation_data(
     config = TokenizerConfig.from_args(found.args(), max_length=max_length, duplicates=duplicates)
     expression = choose_expression(adata, vocabulary, layer=layer, use_raw=use_raw)
     check_overlap(expression.genes)
-    tokens = tokenize_expression(expression, config)
+    n_expressed = np.concatenate([part.n_expressed for part in token_pieces(expression, config)])
     plan = SplitPlan(val_size, test_size, cv=cv, seed=random_state)
     dropped: list[str] = []
     if labels is not None and small_classes == "drop":
@@ -216,7 +216,7 @@ def inspect_annotation_data(
     return build_report(
         adata,
         expression=expression,
-        tokens=tokens,
+        n_expressed=n_expressed,
         config=config,
         checkpoint=found.name,
         labels=labels,
@@ -232,7 +232,7 @@ def build_report(
     adata: AnnData,
     *,
     expression: Expression,
-    tokens: Tokens,
+    n_expressed: np.ndarray,
     config: TokenizerConfig,
     checkpoint: str,
     labels: Labels | None,
@@ -244,14 +244,13 @@ def build_report(
 ) -> ScGPTAnnotationDataReport:
     """The report on cells that are already read and tokenized."""
     genes = expression.genes
-    expressed = tokens.n_expressed
-    quartiles = np.percentile(expressed, [0, 25, 50, 75, 100])
+    quartiles = np.percentile(n_expressed, [0, 25, 50, 75, 100])
     counts = {} if labels is None else labels.counts
     problems: tuple[str, ...] = ()
     if labels is not None:
         problems = tuple(plan.problems(labels.codes, labels.classes, groups))
-    above = float((expressed > config.max_length - 1).mean())
-    n_empty = int((expressed == 0).sum())
+    above = float((n_expressed > config.max_length - 1).mean())
+    n_empty = int((n_expressed == 0).sum())
     warnings = list(expression.warnings)
     if dropped:
         warnings.append(f"Dropped {len(dropped)} classes too small to split: {', '.join(dropped)}.")
@@ -299,5 +298,10 @@ def build_report(
 
 def tokenize_expression(expression: Expression, config: TokenizerConfig) -> Tokens:
     """Tokens of all cells of a matrix, read piece by piece."""
+    return Tokens.concatenate(list(token_pieces(expression, config)))
+
+
+def token_pieces(expression: Expression, config: TokenizerConfig) -> Iterator[Tokens]:
+    """The same, the tokens of one piece after another."""
     pieces = (rows for _, rows in expression.chunks())
-    return tokenize_chunks(pieces, expression.genes.token_ids, config, log_values=expression.log_values)
+    return tokenize_pieces(pieces, expression.genes.token_ids, config, log_values=expression.log_values)

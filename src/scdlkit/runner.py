@@ -235,7 +235,7 @@ class AnnotationRunner:
             raise ValueError("resume=True needs output_dir, the folder of the run that was interrupted.")
         device = resolve_device(self.device)
         processes(device)  # raises before hours of work if they do not find each other
-        prepared = self._prepare(adata)
+        prepared = self._prepare(adata, place=None if output_dir is None else Path(output_dir))
         self.report_ = prepared.report
         fits = self._plan_fits(prepared)
         first = fits[0].split
@@ -433,14 +433,14 @@ class AnnotationRunner:
         self._known = KnownCells.none()
         self._folder = None
 
-    def _prepare(self, adata: AnnData) -> PreparedCells:
+    def _prepare(self, adata: AnnData, *, place: Path | None = None) -> PreparedCells:
         """The labelled cells, read once; what an earlier fit left is dropped, or a failure would leave half of it."""
         columns = read_columns(adata, self.config)
         self._use_checkpoint(ensure_checkpoint(self.checkpoint, progress=self.progress))
         self._fitted.clear()
         self._known = KnownCells.none()
         self._folder = None
-        return prepare(adata, columns, self.config, self._reader)
+        return prepare(adata, columns, self.config, self._reader, place=place)
 
     def _cells_and_fits(self, adata: AnnData) -> tuple[PreparedCells, CellData, list[Fit]]:
         """What there is to be trained on: the cells, read and embedded, and their splits."""

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .expression_rows import ExpressionRows
 from .strategies import CellData, Strategy
 
 _FORMAT = 1
@@ -159,14 +160,14 @@ def describe_run(
 
 
 def _digest(cells: CellData) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    parts = [np.asarray(cells.codes, dtype=np.int64)]
+    digest = hashlib.blake2b(np.asarray(cells.codes, dtype=np.int64).tobytes(), digest_size=16)
     if cells.tokens is not None:
-        parts += [cells.tokens.indptr, cells.tokens.gene_ids, cells.tokens.bins]
-    if cells.expression is not None:
-        parts += [cells.expression.indptr, cells.expression.indices, cells.expression.data]
-    for part in parts:
-        digest.update(np.ascontiguousarray(part).tobytes())
+        digest.update(cells.tokens.fingerprint().encode())
+    if isinstance(cells.expression, ExpressionRows):
+        digest.update(cells.expression.fingerprint().encode())
+    elif cells.expression is not None:
+        for part in (cells.expression.indptr, cells.expression.indices, cells.expression.data):
+            digest.update(np.ascontiguousarray(part).tobytes())
     return digest.hexdigest()
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .tokens import Tokens
+from .stored_tokens import AnyTokens, StoredTokens
 
 MAX_BATCH_TOKENS = {"cpu": 8_192, "cuda": 131_072, "mps": 32_768}  # of a padded batch, by device
 
@@ -63,8 +63,10 @@ def length_batches(lengths: np.ndarray, *, max_tokens: int, max_cells: int | Non
     return batches
 
 
-def collate(tokens: Tokens, rows: np.ndarray | None = None, *, cls_id: int, pad_id: int, pad_value: int) -> Batch:
+def collate(tokens: AnyTokens, rows: np.ndarray | None = None, *, cls_id: int, pad_id: int, pad_value: int) -> Batch:
     """Pad the cells at ``rows`` (all by default) to the longest of them and put ``<cls>`` in front."""
+    if isinstance(tokens, StoredTokens):
+        tokens, rows = (tokens if rows is None else tokens[rows]).load(), None
     rows = np.arange(tokens.n_cells) if rows is None else rows
     lengths = tokens.indptr[rows + 1] - tokens.indptr[rows]
     width = int(lengths.max(initial=0)) + 1

@@ -12,12 +12,12 @@ from ._device import resolve_device
 from ._processes import processes, put_together
 from .batching import MAX_BATCH_TOKENS, collate, length_batches
 from .model import ScGPTEncoder
-from .tokens import Tokens
+from .stored_tokens import AnyTokens
 
 
 def embed_tokens(
     encoder: ScGPTEncoder,
-    tokens: Tokens,
+    tokens: AnyTokens,
     *,
     cls_id: int,
     pad_id: int,
@@ -60,7 +60,7 @@ def embed_tokens(
         If the encoder holds no row for a gene token.
     """
     device = resolve_device(device)
-    encoder.check_token_ids(np.unique(np.concatenate([tokens.gene_ids, [cls_id, pad_id]])))
+    encoder.check_token_ids(np.union1d(tokens.genes(), [cls_id, pad_id]))
     encoder.to(device).eval()
     budget = max_batch_tokens or MAX_BATCH_TOKENS[device.type]
     embedding = np.zeros((tokens.n_cells, encoder.config.embsize), dtype=np.float32)

@@ -10,7 +10,7 @@ value gets that several edges tie on and which genes stay when there are more th
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -127,6 +127,14 @@ class Tokens:
         source = np.repeat(self.indptr[rows] - indptr[:-1], lengths) + np.arange(indptr[-1])
         return Tokens(indptr, self.gene_ids[source], self.bins[source], self.cell_keys[rows], self.n_expressed[rows])
 
+    def load(self) -> Tokens:
+        """These tokens: they are in memory already."""
+        return self
+
+    def genes(self) -> np.ndarray:
+        """int32, sorted: every gene that one of the cells has."""
+        return np.unique(self.gene_ids)
+
     @classmethod
     def concatenate(cls, parts: Sequence[Tokens]) -> Tokens:
         """Cells of ``parts`` one after another."""
@@ -207,9 +215,20 @@ def tokenize_chunks(
 
     The result does not depend on where the pieces are cut.
     """
+    return Tokens.concatenate(list(tokenize_pieces(chunks, token_ids, config, log_values=log_values)))
+
+
+def tokenize_pieces(
+    chunks: Iterable[Any],
+    token_ids: np.ndarray,
+    config: TokenizerConfig | None = None,
+    *,
+    log_values: bool = False,
+) -> Iterator[Tokens]:
+    """The same as :func:`tokenize_chunks`, the tokens of one piece after another."""
     config = config or TokenizerConfig()
     columns = _Columns(np.asarray(token_ids), config)
-    return Tokens.concatenate([_tokenize_rows(chunk, columns, config, log_values) for chunk in chunks])
+    return (_tokenize_rows(chunk, columns, config, log_values) for chunk in chunks)
 
 
 class _Columns:

@@ -58,7 +58,9 @@ def adapt_annotation(
     Parameters
     ----------
     adata
-        Cells x genes: counts, normalised or log1p values.
+        Cells x genes: counts, normalised or log1p values; in memory, backed, lazy or dask. Of what is not in memory the
+        tokens are kept in files (5 bytes a gene of each cell) in ``scdlkit.settings.temp_dir``, ``output_dir`` or the
+        system's temporary folder while it is fitted.
     label_key
         Column of ``.obs`` with cell types; ``"cell_type"`` where it exists. Cells without a label are annotated, not
         trained on.
@@ -124,6 +126,8 @@ def adapt_annotation(
     ValueError
         If the data cannot be used, or ``output_dir`` holds another run to ``resume``; the message says why and what to
         do. ``adata`` is then unchanged.
+    OSError
+        If the tokens of cells that are not in memory do not fit on the disk.
     KeyboardInterrupt
         If it was interrupted before any strategy was finished.
 

@@ -10,7 +10,8 @@ import numpy as np
 import scipy.sparse as sp
 
 if TYPE_CHECKING:
-    from scdlkit.foundation.tokens import Tokens
+    from scdlkit.foundation.expression_rows import ExpressionRows
+    from scdlkit.foundation.stored_tokens import AnyTokens
 
 _PER_CELL = ("embedding", "expression", "tokens", "codes")
 
@@ -24,13 +25,13 @@ class CellData:
     embedding
         float32 ``[n, d]``, frozen ``<cls>`` embedding, not normalised.
     expression
-        CSR ``[n, genes]``, every gene of the data set.
+        CSR ``[n, genes]``, every gene of the data set; or rows that are read when they are needed.
     gene_names
         str ``[genes]``, names of the columns of ``expression``.
     kind
         Values of ``expression``: ``"counts"``, ``"normalised"`` or ``"log1p"``.
     tokens
-        Ragged tokens of the cells.
+        Ragged tokens of the cells, in memory or in files.
     codes
         int64 ``[n]``, label codes.
 
@@ -41,10 +42,10 @@ class CellData:
     """
 
     embedding: np.ndarray | None = None
-    expression: sp.csr_matrix | None = None
+    expression: sp.csr_matrix | ExpressionRows | None = None
     gene_names: np.ndarray | None = None
     kind: str = ""
-    tokens: Tokens | None = None
+    tokens: AnyTokens | None = None
     codes: np.ndarray | None = None
 
     def __post_init__(self) -> None:

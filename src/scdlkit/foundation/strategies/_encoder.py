@@ -24,7 +24,7 @@ from ._base import EncoderSource, GradientStrategy, check_tensors
 from ._cells import CellData
 
 if TYPE_CHECKING:
-    from scdlkit.foundation.tokens import Tokens
+    from scdlkit.foundation.stored_tokens import AnyTokens
 
 _STRETCH = 50  # batches that are sorted by length together
 PEFT_BASE = ".base_layer"  # peft moves a layer's own weights here when it wraps it
@@ -72,7 +72,7 @@ class EncoderStrategy(GradientStrategy):
     def fit(self, train: CellData, val: CellData, **options: Any) -> None:
         """Build, then train; see :meth:`Strategy.fit`."""
         # rows for the validation cells too: the optimizer must not lose a gene embedding that grows later
-        self._rows = np.unique(np.concatenate([_tokens(train).gene_ids, _tokens(val).gene_ids]))
+        self._rows = np.union1d(_tokens(train).genes(), _tokens(val).genes())
         super().fit(train, val, **options)
 
     def build(self, train: CellData, *, n_classes: int, seed: int) -> None:
@@ -154,7 +154,7 @@ class EncoderStrategy(GradientStrategy):
     # ---- internals ----
 
     def _batch(self, cells: CellData) -> Batch:
-        tokens, source = _tokens(cells), self._require_source()
+        tokens, source = _tokens(cells).load(), self._require_source()
         self.cover(tokens.gene_ids)
         pad_value = self.encoder.config.pad_value
         batch = collate(tokens, cls_id=source.cls_id, pad_id=source.pad_id, pad_value=pad_value)
@@ -170,7 +170,7 @@ class EncoderStrategy(GradientStrategy):
         device = next(self.trained_module().parameters()).device
         cells = cells.only({"tokens"})
         rank, count = processes(device)
-        self.cover(_tokens(cells).gene_ids)
+        self.cover(_tokens(cells).genes())
         with torch.inference_mode():
             batches = length_batches(_tokens(cells).lengths, max_tokens=MAX_BATCH_TOKENS[device.type])
             for rows in batches[rank::count]:
@@ -214,7 +214,7 @@ class EncoderStrategy(GradientStrategy):
         return self.source
 
 
-def _tokens(cells: CellData) -> Tokens:
+def _tokens(cells: CellData) -> AnyTokens:
     if cells.tokens is None:
         raise ValueError("The strategy needs tokens of the cells, which were not given.")
     return cells.tokens

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,55 +17,90 @@ if TYPE_CHECKING:
 _TARGET_SUM = 1e4
 
 
-def log_normalised(cells: CellData) -> tuple[sp.csr_matrix, np.ndarray]:
-    """log1p of values that sum to 10,000 a cell, and gene names; log1p values are taken as they are."""
-    import scanpy as sc
+class LogNormalised:
+    """log1p of values that sum to 10,000 a cell, read piece by piece; log1p values are taken as they are.
 
-    if cells.kind not in ("counts", "normalised", "log1p"):
-        raise ValueError(f"kind must be 'counts', 'normalised' or 'log1p', found {cells.kind!r}.")
-    matrix = sp.csr_matrix(cells.expression, dtype=np.float32, copy=True)
-    names = np.asarray(cells.gene_names).astype(str).astype(object)
-    unique, column = np.unique(names, return_inverse=True)
-    duplicated = len(unique) < len(names)
-    if cells.kind == "log1p" and not duplicated:
-        return matrix, names
-    if cells.kind == "log1p":
-        matrix.data = np.expm1(matrix.data)
-    if duplicated:  # genes of one name are one gene
-        ones = np.ones(len(names), dtype=np.float32)
-        matrix = (matrix @ sp.csr_matrix((ones, (np.arange(len(names)), column)))).tocsr()
-        names = unique
-    if cells.kind != "log1p":
-        adata = sc.AnnData(matrix)
-        with warnings.catch_warnings():  # a cell without counts stays all zero, which is right here
-            warnings.filterwarnings("ignore", message="Some cells have zero counts")
-            sc.pp.normalize_total(adata, target_sum=_TARGET_SUM)
-        matrix = adata.X
-    return sc.pp.log1p(matrix), names
+    Genes of one name are one gene.
+
+    Parameters
+    ----------
+    cells
+        Cells with their expression.
+
+    Attributes
+    ----------
+    names
+        str ``[genes]``.
+
+    Raises
+    ------
+    ValueError
+        If ``cells.kind`` is unknown.
+    """
+
+    def __init__(self, cells: CellData) -> None:
+        if cells.kind not in ("counts", "normalised", "log1p"):
+            raise ValueError(f"kind must be 'counts', 'normalised' or 'log1p', found {cells.kind!r}.")
+        self._expression, self._kind, self.n_cells = cells.expression, cells.kind, cells.n_cells
+        self.names = np.asarray(cells.gene_names).astype(str).astype(object)
+        self._merge: sp.csr_matrix | None = None
+        unique, column = np.unique(self.names, return_inverse=True)
+        if len(unique) < len(self.names):
+            ones = np.ones(len(self.names), dtype=np.float32)
+            self._merge = sp.csr_matrix((ones, (np.arange(len(ones)), column)))
+            self.names = unique
+
+    def pieces(self) -> Iterator[tuple[np.ndarray, sp.csr_matrix]]:
+        """Positions of some cells and their values, float32; every cell once, a cell's values wherever it is."""
+        if sp.issparse(self._expression):
+            rows = sp.csr_matrix(self._expression, dtype=np.float32, copy=True)
+            yield np.arange(self.n_cells), self._transformed(rows)
+        elif self._expression is not None:
+            for positions, rows in self._expression.pieces():
+                yield positions, self._transformed(rows)
+
+    def matrix(self, pick: Callable[[sp.csr_matrix], sp.csr_matrix] = lambda rows: rows) -> sp.csr_matrix:
+        """All cells in their order, of each piece what ``pick`` makes of it: some of the genes, say."""
+        positions, parts = [], []
+        for at, rows in self.pieces():
+            positions.append(at)
+            parts.append(pick(rows))
+        if not parts:
+            return pick(sp.csr_matrix((0, len(self.names)), dtype=np.float32))
+        order = np.concatenate(positions)
+        whole = parts[0] if len(parts) == 1 else sp.vstack(parts, format="csr")
+        if (order[1:] > order[:-1]).all():
+            return whole
+        del parts
+        back = np.empty_like(order)
+        back[order] = np.arange(len(order))
+        return whole[back]
+
+    def _transformed(self, matrix: sp.csr_matrix) -> sp.csr_matrix:
+        import scanpy as sc
+
+        if self._kind == "log1p" and self._merge is None:
+            return matrix
+        if self._kind == "log1p":
+            matrix.data = np.expm1(matrix.data)
+        if self._merge is not None:
+            matrix = (matrix @ self._merge).tocsr()
+        if self._kind != "log1p":
+            adata = sc.AnnData(matrix)
+            with warnings.catch_warnings():  # a cell without counts stays all zero, which is right here
+                warnings.filterwarnings("ignore", message="Some cells have zero counts")
+                sc.pp.normalize_total(adata, target_sum=_TARGET_SUM)
+            matrix = adata.X
+        return sc.pp.log1p(matrix)
 
 
-def variable_genes(matrix: sp.csr_matrix, n_top_genes: int) -> np.ndarray:
-    """Sorted columns of the most variable genes, none of them constant."""
-    import scanpy as sc
-
-    varies = np.flatnonzero(standard_deviation(matrix, constant=0.0) > 0)
-    if len(varies) == 0:
-        raise ValueError(f"All {matrix.shape[1]} genes are constant over the training cells; nothing to learn from.")
-    if len(varies) <= n_top_genes:
-        return varies
-    adata = sc.AnnData(matrix[:, varies])
-    adata.uns["log1p"] = {"base": None}
-    table = sc.pp.highly_variable_genes(adata, n_top_genes=n_top_genes, inplace=False)
-    return varies[np.flatnonzero(table["highly_variable"].to_numpy())]
-
-
-def standard_deviation(matrix: sp.csr_matrix, constant: float = 1.0) -> np.ndarray:
-    """Standard deviation of each column, ``constant`` where it is zero up to rounding."""
+def standard_deviation(matrix: sp.csr_matrix) -> np.ndarray:
+    """Standard deviation of each column, 1 where it is zero up to rounding."""
     wide = matrix.astype(np.float64)
     mean = np.asarray(wide.mean(0)).ravel()
     square = np.asarray(wide.multiply(wide).mean(0)).ravel()
     variance = square - mean**2
-    return np.where(variance > 1e-9 * square, np.sqrt(np.maximum(variance, 0)), constant)
+    return np.where(variance > 1e-9 * square, np.sqrt(np.maximum(variance, 0)), 1.0)
 
 
 def expression_of(
@@ -88,8 +124,8 @@ def expression_of(
     ValueError
         If the data has none of the genes.
     """
-    matrix, names = log_normalised(cells)
-    column_of = {name: column for column, name in enumerate(names)}
+    values = LogNormalised(cells)
+    column_of = {name: column for column, name in enumerate(values.names)}
     columns = np.array([column_of.get(name, -1) for name in genes])
     found = columns >= 0
     if not found.any():
@@ -103,6 +139,6 @@ def expression_of(
             100 * (~found).mean(),
             absent,
         )
-    ones = np.ones(found.sum(), dtype=matrix.dtype)
-    placed = sp.csr_matrix((ones, (columns[found], np.flatnonzero(found))), shape=(matrix.shape[1], len(columns)))
-    return (matrix @ placed).tocsr(), found
+    ones = np.ones(found.sum(), dtype=np.float32)
+    placed = sp.csr_matrix((ones, (columns[found], np.flatnonzero(found))), shape=(len(values.names), len(columns)))
+    return values.matrix(lambda rows: (rows @ placed).tocsr()), found

@@ -19,7 +19,7 @@ from scdlkit._settings import logger
 from ._base import Strategy, Trainer, check_tensors
 from ._cells import CellData
 from ._config import Config, check_choice, check_number
-from ._genes import expression_of, log_normalised
+from ._genes import LogNormalised, expression_of
 from ._logistic import softmax
 from ._registry import register
 from ._scores import log_loss, macro_f1
@@ -110,7 +110,8 @@ class CellTypist(Strategy):
     ) -> None:
         """See :meth:`Strategy.fit`; runs on the CPU, in an order of the cells drawn by ``seed``."""
         self._check_training_cells(train, val, n_classes)
-        matrix, names = log_normalised(train)
+        values = LogNormalised(train)
+        matrix, names = values.matrix(), values.names  # of all genes: the package takes no pieces
         codes, config = np.asarray(train.codes), self.config
         package = _import_celltypist()
         with _quiet() as caught, _one_against_rest(), few_threads(matrix.shape[0] * matrix.shape[1]):

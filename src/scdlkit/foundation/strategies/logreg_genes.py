@@ -12,9 +12,10 @@ import scipy.sparse as sp
 from ._base import Strategy, Trainer, check_tensors
 from ._cells import CellData
 from ._config import check_number
-from ._genes import expression_of, log_normalised, standard_deviation, variable_genes
+from ._genes import LogNormalised, expression_of, standard_deviation
 from ._logistic import LogisticConfig, fit_logistic, softmax
 from ._registry import register
+from ._variable_genes import variable_genes
 
 if TYPE_CHECKING:
     import torch
@@ -84,10 +85,10 @@ class LogRegGenes(Strategy):
     ) -> None:
         """See :meth:`Strategy.fit`; runs on the CPU and uses no randomness."""
         self._check_training_cells(train, val, n_classes)
-        matrix, names = log_normalised(train)
-        chosen = variable_genes(matrix, self.config.n_top_genes)
-        self._genes = names[chosen]
-        matrix = matrix[:, chosen]
+        values = LogNormalised(train)
+        chosen = variable_genes(values, self.config.n_top_genes)
+        self._genes = values.names[chosen]
+        matrix = values.matrix(lambda rows: rows[:, chosen])
         self._weights = {"scale": standard_deviation(matrix) if self.config.scale else np.ones(len(chosen))}
         fit = fit_logistic(
             self._scaled(matrix),
