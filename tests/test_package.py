@@ -33,7 +33,8 @@ LAYERS = """
     foundation.training foundation._fit foundation._training_state foundation._preflight
     foundation.inference foundation.known_cells foundation.confounding foundation.plan foundation.folds foundation.splits
     foundation._split_checks foundation._group_splits foundation.strategies
-    foundation.weights foundation.model foundation.batching
+    foundation.weights foundation.frozen foundation.model foundation.batching
+    foundation._packed_linear foundation._frozen_kernels foundation._vector_math
     foundation.stored_tokens foundation.tokens
     foundation._binning foundation._distinct
     foundation.expression_rows foundation.expression foundation._candidates foundation.matrices foundation.vocabulary foundation.gene_match foundation.gene_names

@@ -14,7 +14,9 @@ import scdlkit
 from scdlkit import _settings
 from scdlkit._settings import Settings, logger
 
-VARIABLES = ("SCDLKIT_CACHE_DIR", "SCDLKIT_DEVICE", "SCDLKIT_PROGRESS", "SCDLKIT_TEMP_DIR", "SCDLKIT_VERBOSITY")
+VARIABLES = tuple(
+    f"SCDLKIT_{name}" for name in ("CACHE_DIR", "DEVICE", "PRECISION", "PROGRESS", "TEMP_DIR", "VERBOSITY")
+)
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +38,7 @@ def test_defaults():
     found = Settings()
     assert found.cache_dir.is_absolute() and "scdlkit" in str(found.cache_dir)
     assert (found.device, found.progress, found.verbosity) == ("auto", True, "INFO")
-    assert found.temp_dir is None
+    assert found.temp_dir is None and found.precision == "auto"
     assert repr(found).startswith("Settings(cache_dir=")
 
 
@@ -47,12 +49,12 @@ def test_package_has_one():
 
 def test_environment(monkeypatch, tmp_path):
     for variable, value in zip(
-        VARIABLES, (str(tmp_path), "cuda:1", "off", str(tmp_path / "t"), "warning"), strict=True
+        VARIABLES, (str(tmp_path), "cuda:1", "bf16", "off", str(tmp_path / "t"), "warning"), strict=True
     ):
         monkeypatch.setenv(variable, value)
     found = Settings()
     assert (found.cache_dir, found.device, found.progress, found.verbosity) == (tmp_path, "cuda:1", False, "WARNING")
-    assert found.temp_dir == tmp_path / "t"
+    assert found.temp_dir == tmp_path / "t" and found.precision == "bf16"
     assert logger.level == logging.WARNING
 
 
@@ -107,6 +109,12 @@ def test_device(device):
 def test_bad_device(wrong):
     with pytest.raises(ValueError, match="device must be"):
         Settings().device = wrong
+
+
+@pytest.mark.parametrize("wrong", ["fp64", "BF16", "", None, 16])
+def test_bad_precision(wrong):
+    with pytest.raises(ValueError, match="precision must be one of auto, fp32"):
+        Settings().precision = wrong
 
 
 @pytest.mark.parametrize(

@@ -50,8 +50,8 @@ class CellReader:
         Draws of ties and gene subsets; embeddings are averaged over them.
     layer, use_raw
         Which matrix.
-    device, progress
-        As everywhere.
+    device, precision, progress
+        As everywhere; the settings at the time of use by default.
     """
 
     def __init__(
@@ -63,6 +63,7 @@ class CellReader:
         layer: str | None = None,
         use_raw: bool | None = None,
         device: str | None = None,
+        precision: str | None = None,
         progress: bool | None = None,
     ) -> None:
         if n_draws < 1:
@@ -71,7 +72,7 @@ class CellReader:
         self.tokenizer = tokenizer
         self.n_draws = n_draws
         self.layer, self.use_raw = layer, use_raw
-        self.device, self.progress = device, progress
+        self.device, self.precision, self.progress = device, precision, progress
         self.vocabulary = Vocabulary.from_json(checkpoint.vocab_path)
         self._encoder: ScGPTEncoder | None = None
         self._genes = np.empty(0, dtype=np.int64)
@@ -149,6 +150,7 @@ class CellReader:
                 pad_id=self.vocabulary.pad_id,
                 device=self.device,
                 batch_size=batch_size,
+                precision=self.precision,
                 progress=self.progress,
             )
             for tokens in draws

@@ -12,6 +12,7 @@ from ._cluster import check_client, spread_out
 from ._prediction import Embedder
 from ._reader import CellReader
 from ._saved import fingerprint
+from ._settings import settings
 from ._stream import Result, Work, work_through
 from .foundation.checkpoints import ensure_checkpoint
 from .foundation.expression import Expression
@@ -32,6 +33,7 @@ class PredictRecipe:
     checkpoint: str
     strategy: str
     device: str | None
+    precision: str
     arrays: bool
     fingerprint: str
 
@@ -40,6 +42,7 @@ class PredictRecipe:
         runner = self.runner_class.load(self.folder, checkpoint=self.checkpoint, device=self.device, progress=False)
         if fingerprint(runner, self.strategy) != self.fingerprint:
             raise ValueError(f"{self.folder} holds another model than the one in use; save that one to a new folder.")
+        runner._reader.precision = self.precision
         return runner._predictor(self.strategy, arrays=self.arrays)
 
 
@@ -52,6 +55,7 @@ class EmbedRecipe:
     n_draws: int
     batch_size: int | None
     device: str | None
+    precision: str | None
 
     def build(self) -> Work:
         """Find the checkpoint."""
@@ -60,6 +64,7 @@ class EmbedRecipe:
             self.tokenizer,
             n_draws=self.n_draws,
             device=self.device,
+            precision=self.precision,
             progress=False,
         )
         return Embedder(reader, self.batch_size)
@@ -103,6 +108,7 @@ def predicted(
             str(runner._reader.checkpoint.folder.absolute()),
             strategy,
             runner.device,
+            runner._reader.precision or settings.precision,
             arrays,
             fingerprint(runner, strategy),
         )
@@ -128,5 +134,6 @@ def embedded(
         reader.n_draws,
         embedder.batch_size,
         reader.device,
+        reader.precision or settings.precision,
     )
     yield from spread_out(expression, recipe, client, path=path, skip=skip, progress=reader.progress)

@@ -33,6 +33,7 @@ class _Handler(logging.StreamHandler[TextIO]):
 if not any(type(handler).__name__ == _Handler.__name__ for handler in logger.handlers):  # a module may be reloaded
     logger.addHandler(_Handler())
 
+_PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
 
@@ -41,7 +42,7 @@ class Settings:
     """What every function of scdlkit reads when it is not told otherwise.
 
     Each setting starts from its environment variable: ``SCDLKIT_CACHE_DIR``, ``SCDLKIT_DEVICE``,
-    ``SCDLKIT_PROGRESS``, ``SCDLKIT_TEMP_DIR``, ``SCDLKIT_VERBOSITY``. An invalid value is a :class:`ValueError`.
+    ``SCDLKIT_PRECISION``, ``SCDLKIT_PROGRESS``, ``SCDLKIT_TEMP_DIR``, ``SCDLKIT_VERBOSITY``. An invalid value is a :class:`ValueError`.
 
     Example
     -------
@@ -50,15 +51,22 @@ class Settings:
     >>> sk.settings.progress = False
     """
 
-    __slots__ = ("_cache_dir", "_device", "_progress", "_temp_dir")  # a misspelt setting is an AttributeError
+    __slots__ = (
+        "_cache_dir",
+        "_device",
+        "_precision",
+        "_progress",
+        "_temp_dir",
+    )  # a misspelt setting is an AttributeError
 
     def __init__(self) -> None:
         self.cache_dir = user_cache_path("scdlkit")
         self.device = "auto"
+        self.precision = "auto"
         self.progress = True
         self.temp_dir = None
         self.verbosity = "INFO"
-        for name in ("cache_dir", "device", "progress", "temp_dir", "verbosity"):
+        for name in ("cache_dir", "device", "precision", "progress", "temp_dir", "verbosity"):
             variable = f"SCDLKIT_{name.upper()}"
             if os.environ.get(variable):
                 try:
@@ -85,6 +93,17 @@ class Settings:
         if not isinstance(value, str) or not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
             raise ValueError(f"device must be 'auto', 'cpu', 'cuda', 'cuda:<n>' or 'mps', found {value!r}.")
         self._device = value
+
+    @property
+    def precision(self) -> str:
+        """Of a frozen encoder: ``"fp32"``, ``"bf16"``, ``"fp16"`` (GPU), ``"int8"`` (CPU); ``"auto"``: bf16 on a GPU, else fp32."""
+        return self._precision
+
+    @precision.setter
+    def precision(self, value: str) -> None:
+        if value not in _PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(_PRECISIONS)}, found {value!r}.")
+        self._precision = value
 
     @property
     def progress(self) -> bool:
@@ -123,7 +142,7 @@ class Settings:
     def __repr__(self) -> str:
         return (
             f"Settings(cache_dir={str(self.cache_dir)!r}, device={self.device!r}, "
-            f"progress={self.progress}, temp_dir={self.temp_dir and str(self.temp_dir)!r}, verbosity={self.verbosity!r})"
+            f"precision={self.precision!r}, progress={self.progress}, temp_dir={self.temp_dir and str(self.temp_dir)!r}, verbosity={self.verbosity!r})"
         )
 
 

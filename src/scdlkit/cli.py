@@ -30,6 +30,7 @@ LabelKey = Annotated[str | None, typer.Option("--label-key", "-l", help="Column 
 GroupKey = Annotated[str | None, typer.Option("--group-key", "-g", help="Column of .obs with donors or studies.")]
 Folds = Annotated[int | None, typer.Option("--cv", help="Number of folds, instead of a single split.")]
 Layer = Annotated[str | None, typer.Option("--layer", help="Layer to read; chosen and reported by default.")]
+Precision = Annotated[str | None, typer.Option("--precision", help="fp32, bf16, int8 (CPU), fp16 (GPU) or auto.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:<n> or mps.")]
 
 
@@ -74,12 +75,22 @@ def embed(
     key_added: Annotated[str, typer.Option(help="Key of .obsm.")] = "X_scgpt",
     resume: Resume = False,
     device: Device = None,
+    precision: Precision = None,
 ) -> None:
     """Embed cells without any labels."""
     from . import tl
 
     with _clean_errors():
-        tl.embed_file(path, out, checkpoint=checkpoint, layer=layer, key_added=key_added, resume=resume, device=device)
+        tl.embed_file(
+            path,
+            out,
+            checkpoint=checkpoint,
+            layer=layer,
+            key_added=key_added,
+            resume=resume,
+            device=device,
+            precision=precision,  # type: ignore[arg-type]
+        )
         typer.echo(f"Written: {out}")
 
 

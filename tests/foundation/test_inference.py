@@ -6,8 +6,8 @@ import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scdlkit.foundation._device import resolve_device
-from scdlkit.foundation.batching import collate, length_batches
+from scdlkit.foundation._device import embedding_precision, resolve_device
+from scdlkit.foundation.batching import collate, length_batches, packs
 from scdlkit.foundation.inference import embed_tokens, normalise
 from scdlkit.foundation.tokens import Tokens, tokenize
 from scdlkit.foundation.weights import load_encoder
@@ -28,6 +28,33 @@ def test_batches_hold_every_cell_once_within_the_budget(lengths, max_tokens, max
         assert max_cells is None or len(rows) <= max_cells
     with pytest.raises(ValueError, match="at least 1"):
         length_batches(lengths, max_tokens=0)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 300), max_size=60).map(np.array),
+    max_tokens=st.integers(1, 1000),
+    max_cells=st.none() | st.integers(1, 20),
+)
+def test_packs_hold_consecutive_cells_within_the_budget(lengths, max_tokens, max_cells):
+    lengths = lengths.astype(int)
+    found = packs(lengths, max_tokens=max_tokens, max_cells=max_cells)
+    assert np.concatenate([np.empty(0, int), *found]).tolist() == list(range(len(lengths)))
+    for rows in found:
+        assert len(rows) == 1 or (lengths[rows] + 1).sum() <= max_tokens
+        assert max_cells is None or len(rows) <= max_cells
+    with pytest.raises(ValueError, match="at least 1"):
+        packs(lengths, max_tokens=10, max_cells=0)
+
+
+def test_precision():
+    cpu = resolve_device("cpu")
+    assert [embedding_precision(name, cpu) for name in ("auto", "fp32", "bf16", "int8", None)] == [
+        "fp32", "fp32", "bf16", "int8", "fp32",
+    ]  # fmt: skip
+    for wrong in ("fp16", "fp8"):
+        with pytest.raises(ValueError, match="precision"):
+            embedding_precision(wrong, cpu)
 
 
 def test_collate():

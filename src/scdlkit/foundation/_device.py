@@ -1,4 +1,4 @@
-"""Which device the encoder runs on."""
+"""Which device the encoder runs on, and in which precision."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 import torch
 
-from scdlkit._settings import settings
+from scdlkit._settings import logger, settings
 
 
 def resolve_device(device: str | torch.device | None = None) -> torch.device:
@@ -50,3 +50,24 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     if (precision == "bf16" and not has_bf16) or (precision == "fp16" and not cuda):
         raise ValueError(f"precision={precision!r} is not there on device {str(device)!r}; use 'auto' or 'fp32'.")
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def embedding_precision(precision: str | None, device: torch.device) -> str:
+    """``"fp32"``, ``"bf16"``, ``"fp16"`` or ``"int8"`` for a frozen encoder; None means the setting.
+
+    Raises
+    ------
+    ValueError
+        If it is unknown or the device does not have it.
+    """
+    name = settings.precision if precision is None else precision
+    if name == "int8" and device.type == "cpu":
+        return name
+    if name not in {"auto", "fp32", "bf16", "fp16"}:
+        raise ValueError(
+            f"precision must be 'auto', 'fp32', 'bf16', 'fp16' (GPU) or 'int8' (CPU), found {name!r} on {str(device)!r}."
+        )
+    dtype = autocast_dtype(name, device)
+    if device.type == "cpu" and dtype is torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        logger.warning("This CPU has no instructions for bfloat16; precision='fp32' will be faster.")
+    return {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]

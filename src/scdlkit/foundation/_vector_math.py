@@ -13,6 +13,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+_instructions: Any = intrinsic  # a decorator without a type: what it makes is called as a function of numbers
+
 FAST = {"reassoc", "contract", "nnan", "ninf", "nsz"}  # NaN and infinities are looked for in the results
 _FLAGS = ("nnan", "ninf", "nsz")
 _FLOAT, _INT, _SHORT, _BYTE = ir.FloatType(), ir.IntType(32), ir.IntType(16), ir.IntType(8)
@@ -22,13 +24,13 @@ _POWERS = tuple(
 )
 
 
-@intrinsic
+@_instructions
 def _truncate(context: Any, x: Any) -> Any:
     """Whole part of a float32, as float32."""
     return types.float32(types.float32), lambda _, b, __, given: b.sitofp(b.fptosi(given[0], _INT), _FLOAT)
 
 
-@intrinsic
+@_instructions
 def _two_to(context: Any, x: Any) -> Any:
     """2^x of a whole float32 from -126 to 127, by writing the exponent."""
 
@@ -38,7 +40,7 @@ def _two_to(context: Any, x: Any) -> Any:
     return types.float32(types.float32), write
 
 
-@intrinsic
+@_instructions
 def larger(context: Any, x: Any, y: Any) -> Any:
     """The larger float32."""
 
@@ -48,7 +50,7 @@ def larger(context: Any, x: Any, y: Any) -> Any:
     return types.float32(types.float32, types.float32), write
 
 
-@intrinsic
+@_instructions
 def from_bf16(context: Any, x: Any) -> Any:
     """The float32 of a bfloat16."""
     return types.float32(types.uint16), lambda _, b, __, given: b.bitcast(
@@ -56,7 +58,7 @@ def from_bf16(context: Any, x: Any) -> Any:
     )
 
 
-@intrinsic
+@_instructions
 def to_bf16(context: Any, x: Any) -> Any:
     """The nearest bfloat16 of a float32, ties to even."""
 
@@ -68,13 +70,13 @@ def to_bf16(context: Any, x: Any) -> Any:
     return types.uint16(types.float32), write
 
 
-@intrinsic
+@_instructions
 def to_int8(context: Any, x: Any) -> Any:
     """Whole part of a float32 from -128 to 127, as int8."""
     return types.int8(types.float32), lambda _, b, __, given: b.trunc(b.fptosi(given[0], _INT), _BYTE)
 
 
-@intrinsic
+@_instructions
 def from_int32(context: Any, x: Any) -> Any:
     """The float32 of an int32."""
     return types.float32(types.int32), lambda _, b, __, given: b.sitofp(given[0], _FLOAT)

@@ -1,4 +1,4 @@
-"""Padded batches of cells of about the same length, under a token budget."""
+"""Batches of cells under a token budget: of about the same length and padded, or one cell behind the other."""
 
 from __future__ import annotations
 
@@ -61,6 +61,21 @@ def length_batches(lengths: np.ndarray, *, max_tokens: int, max_cells: int | Non
         batches.append(order[start : start + size])
         start += size
     return batches
+
+
+def packs(lengths: np.ndarray, *, max_tokens: int, max_cells: int | None = None) -> list[np.ndarray]:
+    """Consecutive cells, as many as fit into ``max_tokens`` without padding; otherwise as :func:`length_batches`."""
+    if max_tokens < 1 or (max_cells is not None and max_cells < 1):
+        raise ValueError(f"max_tokens ({max_tokens}) and max_cells ({max_cells}) must be at least 1.")
+    ends = np.cumsum(np.asarray(lengths, dtype=np.int64) + 1)
+    found, start = [], 0
+    while start < len(ends):
+        before = ends[start - 1] if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, before + max_tokens, side="right")))
+        stop = stop if max_cells is None else min(stop, start + max_cells)
+        found.append(np.arange(start, stop))
+        start = stop
+    return found
 
 
 def collate(tokens: AnyTokens, rows: np.ndarray | None = None, *, cls_id: int, pad_id: int, pad_value: int) -> Batch:

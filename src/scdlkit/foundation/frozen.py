@@ -33,15 +33,20 @@ _FEWEST_QUERIES = 32
 
 
 def can_freeze(encoder: ScGPTEncoder) -> bool:
-    """Whether the encoder is exactly the pretrained architecture, with nothing put in that would be bypassed."""
+    """Whether this is exactly the pretrained architecture on the CPU, with nothing put in that would be bypassed."""
     plain = {nn.Linear, nn.LayerNorm, nn.Embedding, nn.Dropout, nn.ModuleList, Block, ValueEncoder, ScGPTEncoder}
-    return all(
+    unchanged = all(
         type(module) in plain
         and not (module._forward_hooks or module._forward_pre_hooks)
         and "forward" not in vars(module)
         and getattr(module, "prefix", None) is None
         for module in encoder.modules()
-    ) and all(value.dtype is torch.float32 and value.device.type == "cpu" for value in encoder.parameters())
+    )
+    return unchanged and all(
+        # the loops here may do anything with NaN, the ones of PyTorch pass it on
+        value.dtype is torch.float32 and value.device.type == "cpu" and bool(torch.isfinite(value).all())
+        for value in encoder.parameters()
+    )
 
 
 class FrozenEncoder:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from itertools import islice
+
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
 from scdlkit._settings import settings
 
-from ._device import resolve_device
+from ._device import embedding_precision, resolve_device
 from ._processes import processes, put_together
-from .batching import MAX_BATCH_TOKENS, collate, length_batches
+from .batching import MAX_BATCH_TOKENS, collate, length_batches, packs
+from .frozen import FrozenEncoder, Scratch, can_freeze
 from .model import ScGPTEncoder
 from .stored_tokens import AnyTokens
+
+_PACK_TOKENS = 2048  # at a time, per thread, where cells stand one behind the other
 
 
 def embed_tokens(
@@ -24,6 +32,7 @@ def embed_tokens(
     device: str | torch.device | None = None,
     batch_size: int | None = None,
     max_batch_tokens: int | None = None,
+    precision: str | None = None,
     progress: bool | None = None,
 ) -> np.ndarray:
     """Cell embeddings of a frozen encoder.
@@ -44,7 +53,10 @@ def embed_tokens(
     batch_size
         Most cells of a batch; bounded by the token budget alone by default.
     max_batch_tokens
-        Token budget of a padded batch; by device by default.
+        Token budget of a batch; by device by default.
+    precision
+        ``"fp32"``, ``"bf16"``, on a GPU ``"fp16"``, on a CPU ``"int8"``, or ``"auto"``: what the GPU is made for, fp32
+        on a CPU. The setting by default.
     progress
         Show a progress bar; the setting by default.
 
@@ -58,28 +70,94 @@ def embed_tokens(
     ------
     KeyError
         If the encoder holds no row for a gene token.
+    ValueError
+        If the device lacks the precision.
     """
     device = resolve_device(device)
     encoder.check_token_ids(np.union1d(tokens.genes(), [cls_id, pad_id]))
     encoder.to(device).eval()
-    budget = max_batch_tokens or MAX_BATCH_TOKENS[device.type]
+    how = embedding_precision(precision, device)
     embedding = np.zeros((tokens.n_cells, encoder.config.embsize), dtype=np.float32)
     occupied = np.flatnonzero(tokens.lengths)
     rank, count = processes(device)
     show = (settings.progress if progress is None else progress) and rank == 0
-    with (
-        torch.inference_mode(),
-        tqdm(total=len(occupied), desc="Embedding", unit="cell", disable=not show, leave=False) as bar,
-    ):
-        tables = encoder.input_tables()
-        batches = length_batches(tokens.lengths[occupied], max_tokens=budget, max_cells=batch_size)
-        for rows in batches[rank::count]:
-            cells = occupied[rows]
-            batch = collate(tokens, cells, cls_id=cls_id, pad_id=pad_id, pad_value=encoder.config.pad_value).to(device)
-            output = encoder.cls(batch.gene_ids, batch.values, batch.padding_mask, tables=tables)
-            embedding[cells] = output.float().cpu().numpy()
+    run: Callable[..., Iterator[tuple[np.ndarray, np.ndarray]]]
+    if device.type == "cpu" and can_freeze(encoder):
+        run, cut, budget = _packed, packs, max_batch_tokens or _PACK_TOKENS
+    else:
+        run, cut, budget = _padded, length_batches, max_batch_tokens or MAX_BATCH_TOKENS[device.type]
+    batches = cut(tokens.lengths[occupied], max_tokens=budget, max_cells=batch_size)
+    own = [occupied[rows] for rows in batches[rank::count]]
+    with tqdm(total=len(occupied), desc="Embedding", unit="cell", disable=not show, leave=False) as bar:
+        for cells, output in run(encoder, tokens, own, cls_id=cls_id, pad_id=pad_id, device=device, precision=how):
+            embedding[cells] = output
             bar.update(len(cells) * count)
     return put_together(embedding, device)
+
+
+def _padded(
+    encoder: ScGPTEncoder,
+    tokens: AnyTokens,
+    batches: Iterable[np.ndarray],
+    *,
+    cls_id: int,
+    pad_id: int,
+    device: torch.device,
+    precision: str,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Each batch of cells with its embeddings, by PyTorch on any device."""
+    if precision == "int8":
+        raise ValueError("precision='int8' needs an unchanged encoder on the CPU with finite weights; use 'fp32'.")
+    dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    with torch.inference_mode(), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+        tables = encoder.input_tables()
+        for cells in batches:
+            batch = collate(tokens, cells, cls_id=cls_id, pad_id=pad_id, pad_value=encoder.config.pad_value).to(device)
+            output = encoder.cls(batch.gene_ids, batch.values, batch.padding_mask, tables=tables)
+            yield cells, output.float().cpu().numpy()
+
+
+def _packed(
+    encoder: ScGPTEncoder, tokens: AnyTokens, batches: list[np.ndarray], *, cls_id: int, precision: str, **_: object
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Each batch of cells with its embeddings, by :class:`FrozenEncoder`, as many batches at a time as PyTorch has threads.
+
+    Threads that each take a batch wait for each other less than threads that share every operation.
+    """
+    frozen = FrozenEncoder(encoder, precision)  # type: ignore[arg-type]
+    n_threads = min(torch.get_num_threads(), len(batches))
+    free = [Scratch(frozen) for _ in range(n_threads)]
+
+    def embed(cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        scratch = free.pop()
+        try:
+            return cells, frozen(tokens[cells].load(), cls_id, scratch)
+        finally:
+            free.append(scratch)
+
+    if n_threads < 2:
+        yield from map(embed, batches)
+        return
+    with _one_thread_each(n_threads) as pool:
+        waiting = iter(batches)
+        running: set[Future[tuple[np.ndarray, np.ndarray]]] = set()
+        while True:
+            running |= {pool.submit(embed, cells) for cells in islice(waiting, n_threads - len(running))}
+            if not running:
+                return
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            yield from (future.result() for future in done)
+
+
+@contextmanager
+def _one_thread_each(n_threads: int) -> Iterator[ThreadPoolExecutor]:
+    """Workers in which PyTorch uses one thread."""
+    before = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(n_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(before)  # the workers' number would become that of new threads
 
 
 def normalise(embedding: np.ndarray) -> np.ndarray:

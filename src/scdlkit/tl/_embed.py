@@ -31,6 +31,7 @@ def embed(
     n_draws: int = 1,
     random_state: int = 42,
     device: str | None = None,
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] | None = None,
     progress: bool | None = None,
     client: Client | None = None,
     copy: bool = False,
@@ -61,6 +62,9 @@ def embed(
         Seed of ties and gene subsets.
     device
         ``"auto"``, ``"cpu"``, ``"cuda"``, …; the setting by default.
+    precision
+        Of the encoder: ``"fp32"``; ``"bf16"``, ``"int8"`` (CPU) or ``"fp16"`` (GPU), which are faster and less exact;
+        ``"auto"``: bf16 on a GPU that has it, else fp32. The setting by default.
     progress
         Show a progress bar; the setting by default.
     client
@@ -105,6 +109,7 @@ def embed(
         n_draws=n_draws,
         random_state=random_state,
         device=device,
+        precision=precision,
         progress=progress,
     )
     expression = reader.choose(adata)
@@ -128,18 +133,30 @@ def make_reader(
     n_draws: int,
     random_state: int,
     device: str | None,
+    precision: str | None,
     progress: bool | None,
 ) -> CellReader:
     """What reads and embeds cells with these settings."""
     from scdlkit._reader import CellReader
+    from scdlkit.foundation._device import embedding_precision, resolve_device
     from scdlkit.foundation.checkpoints import ensure_checkpoint
     from scdlkit.foundation.tokens import TokenizerConfig
 
+    how = embedding_precision(precision, resolve_device(device))
     found = ensure_checkpoint(checkpoint, progress=progress)
     tokenizer = TokenizerConfig.from_args(
         found.args(), max_length=max_length, ties=ties, duplicates=duplicates, seed=random_state
     )
-    return CellReader(found, tokenizer, n_draws=n_draws, layer=layer, use_raw=use_raw, device=device, progress=progress)
+    return CellReader(
+        found,
+        tokenizer,
+        n_draws=n_draws,
+        layer=layer,
+        use_raw=use_raw,
+        device=device,
+        precision=how,
+        progress=progress,
+    )
 
 
 def embedding_params(reader: CellReader, expression: Expression) -> dict[str, Any]:
@@ -154,4 +171,5 @@ def embedding_params(reader: CellReader, expression: Expression) -> dict[str, An
         "duplicates": reader.tokenizer.duplicates,
         "n_draws": reader.n_draws,
         "random_state": reader.tokenizer.seed,
+        "precision": reader.precision,
     }

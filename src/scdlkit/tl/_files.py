@@ -136,6 +136,7 @@ def embed_file(
     n_draws: int = 1,
     random_state: int = 42,
     device: str | None = None,
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] | None = None,
     progress: bool | None = None,
     resume: bool = False,
     client: Client | None = None,
@@ -153,7 +154,7 @@ def embed_file(
         ``.parquet`` (needs the extra ``parquet``): a column of lists named ``key_added``, by name of the cell.
         ``.h5ad``, ``.zarr``: a copy of the file ``cells``, which must have the same ending, with all that
         :func:`scdlkit.tl.embed` adds.
-    checkpoint, key_added, layer, use_raw, batch_size, max_length, ties, duplicates, n_draws, random_state, device, progress
+    checkpoint, key_added, layer, use_raw, batch_size, max_length, ties, duplicates, n_draws, random_state, device, precision, progress
         See :func:`scdlkit.tl.embed`.
     resume, client
         See :func:`scdlkit.tl.predict_file`.
@@ -184,6 +185,7 @@ def embed_file(
         n_draws=n_draws,
         random_state=random_state,
         device=device,
+        precision=precision,
         progress=progress,
     )
     with run.opened() as adata:
