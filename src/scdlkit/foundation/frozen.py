@@ -28,7 +28,7 @@ from .model import Block, ScGPTEncoder, ValueEncoder
 from .tokens import Tokens
 
 CPUPrecision = Literal["fp32", "bf16", "int8"]
-_SCORES = 1 << 20  # bytes of attention scores at a time, which about stay in a core's own cache
+_SCORES = 1 << 21  # bytes of attention scores at a time
 _FEWEST_QUERIES = 32
 
 
@@ -200,8 +200,9 @@ def attend(qkv: Tensor, nheads: int, starts: np.ndarray, scratch: Scratch) -> Te
     out_numbers = _array(out)
     for start, stop in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
         length = stop - start
-        # head by head in memory, or the products would copy them again and again
-        queries, keys, values = qkv[start:stop].view(length, 3, nheads, width).permute(1, 2, 0, 3).contiguous()
+        heads_first = qkv[start:stop].view(length, 3, nheads, width).permute(1, 2, 0, 3)
+        # products of bfloat16 copy what is not in one piece, again for every block
+        queries, keys, values = heads_first if qkv.dtype is torch.float32 else heads_first.contiguous()
         heads = min(nheads, max(1, most // length**2))  # at a time
         step = length if heads > 1 else min(length, max(_FEWEST_QUERIES, most // length))
         scratch.room(heads * step * length, heads * step * width, heads * step)

@@ -20,7 +20,7 @@ from .frozen import FrozenEncoder, Scratch, can_freeze
 from .model import ScGPTEncoder
 from .stored_tokens import AnyTokens
 
-_PACK_TOKENS = 2048  # at a time, per thread, where cells stand one behind the other
+_PACK_TOKENS = 4096  # at a time, per thread, where cells stand one behind the other
 
 
 def embed_tokens(
