@@ -31,7 +31,7 @@ LAYERS = """
     foundation.recommendation foundation.intervals foundation.metrics foundation.calibration
     foundation._one_fit foundation._run_state
     foundation.training foundation._fit foundation._training_state foundation._preflight
-    foundation.inference foundation.known_cells foundation.confounding foundation.plan foundation.folds foundation.splits
+    foundation.inference foundation.embedding_cache foundation.known_cells foundation.confounding foundation.plan foundation.folds foundation.splits
     foundation._split_checks foundation._group_splits foundation.strategies
     foundation.weights foundation.frozen foundation.model foundation.batching
     foundation._packed_linear foundation._frozen_kernels foundation._vector_math

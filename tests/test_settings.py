@@ -15,7 +15,8 @@ from scdlkit import _settings
 from scdlkit._settings import Settings, logger
 
 VARIABLES = tuple(
-    f"SCDLKIT_{name}" for name in ("CACHE_DIR", "DEVICE", "PRECISION", "PROGRESS", "TEMP_DIR", "VERBOSITY")
+    f"SCDLKIT_{name}"
+    for name in ("CACHE_DIR", "CACHE_EMBEDDINGS", "DEVICE", "PRECISION", "PROGRESS", "TEMP_DIR", "VERBOSITY")
 )
 
 
@@ -38,7 +39,7 @@ def test_defaults():
     found = Settings()
     assert found.cache_dir.is_absolute() and "scdlkit" in str(found.cache_dir)
     assert (found.device, found.progress, found.verbosity) == ("auto", True, "INFO")
-    assert found.temp_dir is None and found.precision == "auto"
+    assert found.temp_dir is None and (found.precision, found.cache_embeddings) == ("auto", 0)
     assert repr(found).startswith("Settings(cache_dir=")
 
 
@@ -49,12 +50,12 @@ def test_package_has_one():
 
 def test_environment(monkeypatch, tmp_path):
     for variable, value in zip(
-        VARIABLES, (str(tmp_path), "cuda:1", "bf16", "off", str(tmp_path / "t"), "warning"), strict=True
+        VARIABLES, (str(tmp_path), "2.5", "cuda:1", "bf16", "off", str(tmp_path / "t"), "warning"), strict=True
     ):
         monkeypatch.setenv(variable, value)
     found = Settings()
     assert (found.cache_dir, found.device, found.progress, found.verbosity) == (tmp_path, "cuda:1", False, "WARNING")
-    assert found.temp_dir == tmp_path / "t" and found.precision == "bf16"
+    assert found.temp_dir == tmp_path / "t" and (found.precision, found.cache_embeddings) == ("bf16", 2.5)
     assert logger.level == logging.WARNING
 
 
@@ -109,6 +110,12 @@ def test_device(device):
 def test_bad_device(wrong):
     with pytest.raises(ValueError, match="device must be"):
         Settings().device = wrong
+
+
+@pytest.mark.parametrize("wrong", [-1, "much", None, True, float("nan"), float("inf")])
+def test_bad_cache_size(wrong):
+    with pytest.raises(ValueError, match="cache_embeddings must be a number of gigabytes"):
+        Settings().cache_embeddings = wrong
 
 
 @pytest.mark.parametrize("wrong", ["fp64", "BF16", "", None, 16])

@@ -14,6 +14,8 @@ import torch
 
 from ._settings import logger, settings
 from .foundation import matrices
+from .foundation._device import embedding_precision, resolve_device
+from .foundation.embedding_cache import cached
 from .foundation.expression import Expression, check_overlap, choose_expression
 from .foundation.expression_rows import ExpressionRows
 from .foundation.inference import embed_tokens
@@ -142,10 +144,23 @@ class CellReader:
         encoder = self._encoder_for(draws)
         if embedding is None:
             embedding = np.empty((len(new), encoder.config.embsize), dtype=np.float32)
+        parts = [tokens if len(new) == tokens.n_cells else tokens[new] for tokens in draws]
+        device = resolve_device(self.device)
+        embedding[new] = cached(
+            lambda: self._compute(encoder, parts, batch_size),
+            parts,
+            checkpoint_sha256=self.checkpoint.sha256,
+            precision=embedding_precision(self.precision, device),
+            device=device,
+        )
+        return embedding
+
+    def _compute(self, encoder: ScGPTEncoder, draws: Sequence[AnyTokens], batch_size: int | None) -> np.ndarray:
+        """Mean embedding over the draws."""
         each = (
             embed_tokens(
                 encoder,
-                tokens if len(new) == tokens.n_cells else tokens[new],
+                tokens,
                 cls_id=self.vocabulary.cls_id,
                 pad_id=self.vocabulary.pad_id,
                 device=self.device,
@@ -155,11 +170,10 @@ class CellReader:
             )
             for tokens in draws
         )
-        if self.n_draws == 1:  # a sum in float64 would need three times the memory
-            embedding[new] = next(each)
-        else:
-            embedding[new] = sum(each, np.zeros((len(new), embedding.shape[1]))) / self.n_draws
-        return embedding
+        if len(draws) == 1:  # a sum in float64 would need three times the memory
+            return next(each)
+        total = sum(each, np.zeros((draws[0].n_cells, encoder.config.embsize)))
+        return (total / len(draws)).astype(np.float32)
 
     def cells(
         self,

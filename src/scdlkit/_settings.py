@@ -41,8 +41,8 @@ _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
 class Settings:
     """What every function of scdlkit reads when it is not told otherwise.
 
-    Each setting starts from its environment variable: ``SCDLKIT_CACHE_DIR``, ``SCDLKIT_DEVICE``,
-    ``SCDLKIT_PRECISION``, ``SCDLKIT_PROGRESS``, ``SCDLKIT_TEMP_DIR``, ``SCDLKIT_VERBOSITY``. An invalid value is a :class:`ValueError`.
+    Each setting starts from its environment variable: ``SCDLKIT_CACHE_DIR``, ``SCDLKIT_CACHE_EMBEDDINGS``,
+    ``SCDLKIT_DEVICE``, ``SCDLKIT_PRECISION``, ``SCDLKIT_PROGRESS``, ``SCDLKIT_TEMP_DIR``, ``SCDLKIT_VERBOSITY``. An invalid value is a :class:`ValueError`.
 
     Example
     -------
@@ -53,6 +53,7 @@ class Settings:
 
     __slots__ = (
         "_cache_dir",
+        "_cache_embeddings",
         "_device",
         "_precision",
         "_progress",
@@ -61,12 +62,13 @@ class Settings:
 
     def __init__(self) -> None:
         self.cache_dir = user_cache_path("scdlkit")
+        self.cache_embeddings = 0
         self.device = "auto"
         self.precision = "auto"
         self.progress = True
         self.temp_dir = None
         self.verbosity = "INFO"
-        for name in ("cache_dir", "device", "precision", "progress", "temp_dir", "verbosity"):
+        for name in ("cache_dir", "cache_embeddings", "device", "precision", "progress", "temp_dir", "verbosity"):
             variable = f"SCDLKIT_{name.upper()}"
             if os.environ.get(variable):
                 try:
@@ -82,6 +84,21 @@ class Settings:
     @cache_dir.setter
     def cache_dir(self, value: str | os.PathLike[str]) -> None:
         self._cache_dir = _folder("cache_dir", value)
+
+    @property
+    def cache_embeddings(self) -> float:
+        """Gigabytes of embeddings kept in ``cache_dir`` for the next time the same cells are embedded; 0: none."""
+        return self._cache_embeddings
+
+    @cache_embeddings.setter
+    def cache_embeddings(self, value: float | str) -> None:
+        try:
+            size = float(value)
+        except (TypeError, ValueError):
+            size = -1.0
+        if isinstance(value, bool) or not 0 <= size < float("inf"):
+            raise ValueError(f"cache_embeddings must be a number of gigabytes, 0 for no cache, found {value!r}.")
+        self._cache_embeddings = size
 
     @property
     def device(self) -> str:
@@ -141,7 +158,8 @@ class Settings:
 
     def __repr__(self) -> str:
         return (
-            f"Settings(cache_dir={str(self.cache_dir)!r}, device={self.device!r}, "
+            f"Settings(cache_dir={str(self.cache_dir)!r}, cache_embeddings={self.cache_embeddings:g}, "
+            f"device={self.device!r}, "
             f"precision={self.precision!r}, progress={self.progress}, temp_dir={self.temp_dir and str(self.temp_dir)!r}, verbosity={self.verbosity!r})"
         )
 
