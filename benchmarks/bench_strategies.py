@@ -1,6 +1,7 @@
 """All strategies: what their defaults rest on, how they compare, and what an epoch costs on a large encoder.
 
     python benchmarks/bench_strategies.py defaults cells.h5ad [more.h5ad] --out defaults.jsonl
+    python benchmarks/bench_strategies.py defaults … --only attention_dropout --seeds 5 --out dropout.jsonl
     python benchmarks/bench_strategies.py table cells.h5ad [more.h5ad] --out table/ --repeats 5 [--group-key donor]
     python benchmarks/bench_strategies.py one-epoch --out one-epoch/ [--device cuda --precision auto]
 
@@ -17,7 +18,7 @@ import argparse
 import json
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from scdlkit.foundation.model import ScGPTConfig, ScGPTEncoder
 # Settings that are tried one by one around the defaults: learning rates, and one more.
 GRID: dict[str, dict[str, tuple[Any, ...]]] = {
     "head": {"learning_rate": (1e-3, 3e-3, 1e-2)},
-    "lora": {"learning_rate": (3e-4, 1e-3, 3e-3, 1e-2), "rank": (4, 16)},
+    "lora": {"learning_rate": (3e-4, 1e-3, 3e-3, 1e-2), "rank": (4, 16), "attention_dropout": (True,)},
     "adapter": {"learning_rate": (3e-4, 1e-3, 3e-3, 1e-2), "bottleneck": (16, 64)},
     "prefix_tuning": {"learning_rate": (1e-3, 5e-3, 2e-2, 5e-2), "length": (4, 16, 64)},
     "ia3": {"learning_rate": (1e-3, 5e-3, 2e-2, 5e-2)},
@@ -44,6 +45,7 @@ GRID: dict[str, dict[str, tuple[Any, ...]]] = {
         "learning_rate": (3e-5, 1e-4, 3e-4, 1e-3),
         "layer_decay": (0.8, 1.0),
         "head_learning_rate": (1e-4, 1e-3, 1e-2),
+        "attention_dropout": (True,),
     },
 }
 
@@ -51,13 +53,17 @@ GRID: dict[str, dict[str, tuple[Any, ...]]] = {
 def jobs(only: list[str] | None) -> Iterator[tuple[str, dict[str, Any]]]:
     """Strategy, and what differs from its defaults; the defaults once. ``only``: settings that are varied."""
     for name, settings in GRID.items():
-        default = get_strategy(name)().config
-        yield name, {}
-        for setting, values in settings.items():
-            if only is not None and setting not in only:
-                continue
-            at = default.training.learning_rate if setting == "learning_rate" else getattr(default, setting)
-            yield from ((name, {setting: value}) for value in values if value != at)
+        varied = {setting: values for setting, values in settings.items() if only is None or setting in only}
+        default = settings_of(get_strategy(name)().config, varied)
+        if varied:
+            yield name, {}
+        for setting, values in varied.items():
+            yield from ((name, {setting: value}) for value in values if value != default[setting])
+
+
+def settings_of(config: Any, names: Iterable[str]) -> dict[str, Any]:
+    """Settings of a strategy, or of its training, by name."""
+    return {name: getattr(config.training if hasattr(config.training, name) else config, name) for name in names}
 
 
 def subset(path: Path, n_cells: int | None, label_key: str) -> ad.AnnData:
@@ -71,12 +77,13 @@ def subset(path: Path, n_cells: int | None, label_key: str) -> ad.AnnData:
 def fit(adata: ad.AnnData, name: str, changes: dict[str, Any], seed: int, arguments: argparse.Namespace) -> dict:
     """One fit with the settings of a job; what is recorded of it."""
     config = get_strategy(name)().config
-    training = replace(config.training, **{k: v for k, v in changes.items() if k == "learning_rate"})
+    trained = {setting: value for setting, value in changes.items() if hasattr(config.training, setting)}
+    training = replace(config.training, **trained)
     if name != "head":  # on the embedding, where a hundred epochs are seconds
         training = replace(
             training, max_epochs=arguments.epochs, patience=arguments.patience, batch_size=arguments.batch
         )
-    config = replace(config, training=training, **{k: v for k, v in changes.items() if k != "learning_rate"})
+    config = replace(config, training=training, **{k: v for k, v in changes.items() if k not in trained})
     runner = sk.AnnotationRunner(
         arguments.label_key,
         checkpoint=arguments.checkpoint,
@@ -90,10 +97,8 @@ def fit(adata: ad.AnnData, name: str, changes: dict[str, Any], seed: int, argume
         progress=False,
     )
     row = runner.fit_compare(adata).iloc[0]
-    settings = {"learning_rate": training.learning_rate}
-    settings |= {key: getattr(config, key) for key in GRID[name] if key != "learning_rate"}
     return {
-        "settings": settings,
+        "settings": settings_of(config, GRID[name]),
         "val_macro_f1": row["val_macro_f1"],
         "best_epoch": int(runner.history_.sort_values("val_macro_f1")["epoch"].iloc[-1]),
         "n_trainable": int(row["n_trainable"]),
@@ -112,9 +117,7 @@ def run_defaults(arguments: argparse.Namespace) -> None:
     for seed in range(arguments.seeds):
         for stem, adata in data.items():
             for name, changes in jobs(arguments.only):
-                default = get_strategy(name)().config
-                full = {"learning_rate": default.training.learning_rate}
-                full |= {key: getattr(default, key) for key in GRID[name] if key != "learning_rate"} | changes
+                full = settings_of(get_strategy(name)().config, GRID[name]) | changes
                 job = json.dumps([stem, seed, name, full, conditions])
                 if job in done:
                     continue

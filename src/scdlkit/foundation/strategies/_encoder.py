@@ -190,6 +190,9 @@ class EncoderStrategy(GradientStrategy):
         with seeded(seed, 2):
             head = AnnotationHead(embsize, n_classes, self.config.head_layers)
         encoder.gradient_checkpointing = self.training.gradient_checkpointing
+        if not self.training.attention_dropout:
+            for block in encoder.blocks:
+                block.attention_dropout = 0.0
         self.module = AdaptedEncoder(encoder, head, torch.zeros(embsize), torch.ones(embsize))
         trained = {name for name, value in encoder.named_parameters() if value.requires_grad}
         self._frozen = {
