@@ -162,6 +162,17 @@ def test_starts_as_the_identity(case, data, loaded):
     np.testing.assert_allclose(strategy.latent(data.all), data.all.embedding, atol=2e-5)
 
 
+@pytest.mark.parametrize("wanted", [False, True])
+def test_attention_dropout_is_an_option(wanted, data):
+    strategy = make("ia3", data, training=replace(TRAINING, attention_dropout=wanted))
+    strategy._rows = np.unique(data.all.tokens.gene_ids)
+    strategy.build(data.train, n_classes=3, seed=0)
+    assert strategy.encoder.config.dropout > 0
+    for block in strategy.encoder.blocks:
+        assert (block.attention_dropout > 0) == wanted
+        assert block.dropout.p == strategy.encoder.config.dropout  # the other dropout stays
+
+
 @every_precision
 @fresh_and_loaded
 @every_case

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from scdlkit.foundation._processes import processes, put_together
 from scdlkit.foundation._random import seeded
 from scdlkit.foundation.batching import MAX_BATCH_TOKENS, Batch, collate, length_batches
-from scdlkit.foundation.model import AnnotationHead, ScGPTEncoder
+from scdlkit.foundation.model import AnnotationHead, Block, ScGPTEncoder
 
 from ._base import EncoderSource, GradientStrategy, check_tensors
 from ._cells import CellData
@@ -191,8 +191,9 @@ class EncoderStrategy(GradientStrategy):
             head = AnnotationHead(embsize, n_classes, self.config.head_layers)
         encoder.gradient_checkpointing = self.training.gradient_checkpointing
         if not self.training.attention_dropout:
-            for block in encoder.blocks:
-                block.attention_dropout = 0.0
+            for module in encoder.modules():
+                if isinstance(module, Block):
+                    module.attention_dropout = 0.0
         self.module = AdaptedEncoder(encoder, head, torch.zeros(embsize), torch.ones(embsize))
         trained = {name for name, value in encoder.named_parameters() if value.requires_grad}
         self._frozen = {
