@@ -111,8 +111,8 @@ class TrainingConfig(Config):
         less memory, about a third more time.
     attention_dropout
         Drop attention weights as well while the encoder trains, as scGPT does. Off by default: it keeps PyTorch from
-        its fast attention, takes several times the time and memory, and made no difference to the macro-F1 on three
-        data sets (see the page on strategies). All other dropout stays as in the checkpoint.
+        its fast attention, costs time and memory, and made no difference to the macro-F1 on three data sets (see the
+        page on strategies). All other dropout stays as in the checkpoint.
 
     Raises
     ------
