@@ -34,7 +34,7 @@ LAYERS = """
     foundation.inference foundation.embedding_cache foundation.known_cells foundation.confounding foundation.plan foundation.folds foundation.splits
     foundation._split_checks foundation._group_splits foundation.strategies
     foundation.weights foundation.frozen foundation.model foundation.batching
-    foundation._packed_linear foundation._frozen_kernels foundation._vector_math
+    foundation._packed_linear foundation._frozen_kernels foundation._vector_math foundation._dropout
     foundation.stored_tokens foundation.tokens
     foundation._binning foundation._distinct
     foundation.expression_rows foundation.expression foundation._candidates foundation.matrices foundation.vocabulary foundation.gene_match foundation.gene_names

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import _frozen_kernels as kernels
+from ._dropout import Dropout
 from ._packed_linear import FloatLinear, Int8Linear
 from .model import Block, ScGPTEncoder, ValueEncoder
 from .tokens import Tokens
@@ -34,7 +35,7 @@ _FEWEST_QUERIES = 32
 
 def can_freeze(encoder: ScGPTEncoder) -> bool:
     """Whether this is exactly the pretrained architecture on the CPU, with nothing put in that would be bypassed."""
-    plain = {nn.Linear, nn.LayerNorm, nn.Embedding, nn.Dropout, nn.ModuleList, Block, ValueEncoder, ScGPTEncoder}
+    plain = {nn.Linear, nn.LayerNorm, nn.Embedding, Dropout, nn.ModuleList, Block, ValueEncoder, ScGPTEncoder}
     unchanged = all(
         type(module) in plain
         and not (module._forward_hooks or module._forward_pre_hooks)

@@ -25,6 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ._dropout import Dropout
+
 MAX_VALUE = 512.0  # upstream clamps larger values
 
 
@@ -110,7 +112,7 @@ class ValueEncoder(nn.Module):
         self.fc1 = nn.Linear(1, embsize)
         self.fc2 = nn.Linear(embsize, embsize)
         self.norm = nn.LayerNorm(embsize)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, values: Tensor) -> Tensor:
         """``[..., ]`` values to ``[..., embsize]``."""
@@ -129,7 +131,7 @@ class Block(nn.Module):
         self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
         self.fc1, self.fc2 = nn.Linear(width, config.d_hid), nn.Linear(config.d_hid, width)
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.prefix: nn.Module | None = None  # further keys and values, see strategies/prefix_tuning.py
 
     def forward(self, x: Tensor, keep: Tensor | None, *, cls_only: bool = False) -> Tensor:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
+from scdlkit.foundation._dropout import Dropout
+
 if TYPE_CHECKING:
     from peft import PeftConfig
 
@@ -32,6 +36,10 @@ def inject(encoder: ScGPTEncoder, config: PeftConfig) -> None:
             f"peft cannot apply {type(config).__name__} to the encoder, whose blocks have the Linear layers "
             f"{', '.join(LINEARS)}: {error}"
         ) from error
+    for module in list(encoder.modules()):  # of LoRA, on the input of every layer
+        for name, child in module.named_children():
+            if type(child) is nn.Dropout:
+                setattr(module, name, Dropout(child.p))
 
 
 def check_linears(names: Any) -> tuple[str, ...]:

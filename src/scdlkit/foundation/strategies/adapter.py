@@ -8,6 +8,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scdlkit.foundation._dropout import Dropout
 from scdlkit.foundation.model import ScGPTEncoder
 
 from ._config import Config, TrainingConfig, check_choice, check_number
@@ -68,7 +69,7 @@ class Adapted(nn.Module):
         self.base_layer = base_layer
         self.down = nn.Linear(base_layer.out_features, bottleneck)
         self.up = nn.Linear(bottleneck, base_layer.out_features)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
 
