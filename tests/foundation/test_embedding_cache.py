@@ -48,7 +48,7 @@ def test_the_same_cells_are_computed_once(folder):
     for _ in range(3):
         assert np.array_equal(ask(encoder), encoder.embedding)
     assert encoder.calls == 1
-    assert [path.suffix for path in folder.iterdir()] == [".embedding"]  # nothing unfinished
+    assert [path.suffix for path in folder.iterdir()] == [".cached"]  # nothing unfinished
 
 
 def test_whatever_it_depends_on_counts():

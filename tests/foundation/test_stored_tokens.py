@@ -10,7 +10,7 @@ import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scdlkit.foundation import stored_tokens
+from scdlkit.foundation import row_file, stored_tokens
 from scdlkit.foundation.batching import collate
 from scdlkit.foundation.stored_tokens import StoredTokens, TokenFiles, store_tokens
 from scdlkit.foundation.strategies import CellData
@@ -93,7 +93,8 @@ def test_a_subset_reads_nothing(stored, monkeypatch):
 
 def test_cells_that_follow_each_other_are_one_read(stored, monkeypatch):
     seen = []
-    file = stored._files._files["bins"]
+    rows = stored._files.files["bins"]
+    file = rows.file
 
     class Spy:
         def seek(self, *at):
@@ -103,7 +104,7 @@ def test_cells_that_follow_each_other_are_one_read(stored, monkeypatch):
         def readinto(self, target):
             return file.readinto(target)
 
-    monkeypatch.setitem(stored._files._files, "bins", Spy())
+    monkeypatch.setattr(rows, "file", Spy())
     stored.load()
     stored[np.array([20, 10, 21, 11])].load()
     assert len(seen) == 3
@@ -114,7 +115,7 @@ def test_nothing_is_left(tmp_path):
     tokens, size = store_tokens([WHOLE], tmp_path)
     assert size == 5 * len(WHOLE.bins)
     assert not list(tmp_path.iterdir())  # not even if the process is killed now
-    descriptors = [file.fileno() for file in tokens._files._files.values()]
+    descriptors = [file.file.fileno() for file in tokens._files.files.values()]
     part = tokens[:3]
     del tokens
     assert_same(part.load(), WHOLE[:3])  # the files live as long as a part of them
@@ -141,8 +142,8 @@ class Full:
 
 @pytest.mark.parametrize(("silent", "reason"), [(False, "No space left on device"), (True, "bytes were written")])
 def test_a_full_disk_is_explained(tmp_path, monkeypatch, silent, reason):
-    open_file = stored_tokens.tempfile.TemporaryFile
-    monkeypatch.setattr(stored_tokens.tempfile, "TemporaryFile", lambda **options: Full(open_file(**options), silent))
+    open_file = row_file.tempfile.TemporaryFile
+    monkeypatch.setattr(row_file.tempfile, "TemporaryFile", lambda **options: Full(open_file(**options), silent))
     with pytest.raises(OSError, match=f"cannot be written to .*{reason}.*free some space.*temp_dir"):
         store_tokens([WHOLE], tmp_path)
     assert not list(tmp_path.iterdir())
@@ -156,7 +157,7 @@ def test_a_place_that_is_none_is_explained(tmp_path):
 
 def test_a_file_that_was_cut_off_is_an_error(tmp_path):
     tokens, _ = store_tokens([WHOLE], tmp_path)
-    tokens._files._files["gene_ids"].truncate(40)
+    tokens._files.files["gene_ids"].file.truncate(40)
     with pytest.raises(OSError, match="was cut off"):
         tokens.load()
 

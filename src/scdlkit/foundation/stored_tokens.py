@@ -1,24 +1,18 @@
 """Tokens of more cells than memory holds: in two files, written piece by piece, of which a batch reads only its rows.
 
-A token takes 5 bytes. The files have no name (where the system allows it), so nothing is left of them when their last
-reader is gone, even if the process is killed. They are read, not mapped: what the system caches of them then counts as
-cache and not as memory of the process. Sequential, random or repeated, most reads are served by that cache.
+A token takes 5 bytes.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
-import threading
-import weakref
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
+from .row_file import RowFile
 from .tokens import Tokens
 
 _PIECE = 4096  # cells that a pass over all of them reads at once
@@ -113,68 +107,24 @@ class TokenFiles:
     """
 
     def __init__(self, place: Path) -> None:
-        self.place = place
-        self._lock = threading.Lock()  # a read moves the position in the file
-        self._files: dict[str, IO[bytes]] = {}
-        opened = ExitStack()
-        weakref.finalize(self, opened.close)
-        try:
-            place.mkdir(parents=True, exist_ok=True)
-            for name in _TYPES:
-                self._files[name] = tempfile.TemporaryFile(dir=place, prefix="scdlkit-tokens-")
-                opened.callback(self._files[name].close)
-        except OSError as error:
-            raise self._explained(error) from error
+        self.files = {
+            name: RowFile(place, dtype, content="tokens", needs="5 bytes a gene of each cell")
+            for name, dtype in _TYPES.items()
+        }
 
     @property
     def n_bytes(self) -> int:
         """Size of both files."""
-        return sum(os.fstat(file.fileno()).st_size for file in self._files.values())
+        return sum(file.n_bytes for file in self.files.values())
 
     def append(self, tokens: Tokens) -> None:
         """Write the tokens of further cells; an OSError says what to do if they do not fit on the disk."""
-        for name, file in self._files.items():
-            data = getattr(tokens, name)
-            try:
-                before = file.seek(0, os.SEEK_END)
-                file.write(data.data)
-                file.flush()
-                if (after := os.fstat(file.fileno()).st_size) != before + data.nbytes:
-                    raise OSError(f"{after - before:,} of {data.nbytes:,} bytes were written")
-            except OSError as error:
-                raise self._explained(error) from error
+        for name, file in self.files.items():
+            file.append(getattr(tokens, name))
 
     def read(self, name: str, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """Tokens of the cells at ascending places, one cell after another.
-
-        Raises
-        ------
-        OSError
-            If the file is shorter than what was written.
-        """
-        result = np.empty(int(lengths.sum()), dtype=_TYPES[name])
-        if not len(result):
-            return result
-        size, file, ends = _TYPES[name].itemsize, self._files[name], starts + lengths
-        first = np.flatnonzero(np.concatenate([[True], starts[1:] != ends[:-1]]))  # of cells that follow each other
-        last = np.concatenate([first[1:], [len(starts)]]) - 1
-        content, at = memoryview(result.data).cast("B"), 0
-        with self._lock:
-            for start, end in zip((starts[first] * size).tolist(), (ends[last] * size).tolist(), strict=True):
-                file.seek(start)
-                if file.readinto(content[at : at + end - start]) != end - start:  # type: ignore[attr-defined]
-                    raise OSError(f"The file of tokens in {self.place} was cut off; is the disk at fault?")
-                at += end - start
-        return result
-
-    def _explained(self, error: OSError) -> OSError:
-        written = f" after {self.n_bytes / 1e6:,.0f} MB" if self._files else ""
-        return OSError(
-            error.errno,
-            f"The tokens of the cells cannot be written to {str(self.place)!r}{written} "
-            f"({error.strerror or error}). They need 5 bytes a gene of each cell: free some space, or give another place "
-            "with output_dir or scdlkit.settings.temp_dir.",
-        )
+        """Tokens of the cells at ascending places, one cell after another; see :meth:`RowFile.read`."""
+        return self.files[name].read(starts, lengths)
 
 
 def store_tokens(pieces: Iterable[Tokens], place: Path) -> tuple[StoredTokens, int]:
