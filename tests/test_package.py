@@ -31,11 +31,11 @@ LAYERS = """
     foundation.recommendation foundation.intervals foundation.metrics foundation.calibration
     foundation._one_fit foundation._run_state
     foundation.training foundation._fit foundation._training_state foundation._preflight
-    foundation.inference foundation.embedding_cache foundation.known_cells foundation.confounding foundation.plan foundation.folds foundation.splits
+    foundation.lower_states foundation.inference foundation.embedding_cache foundation.disk_cache foundation.known_cells foundation.confounding foundation.plan foundation.folds foundation.splits
     foundation._split_checks foundation._group_splits foundation.strategies
     foundation.weights foundation.frozen foundation.model foundation.batching
     foundation._packed_linear foundation._frozen_kernels foundation._vector_math foundation._dropout
-    foundation.stored_tokens foundation.tokens
+    foundation.stored_tokens foundation.row_file foundation.tokens
     foundation._binning foundation._distinct
     foundation.expression_rows foundation.expression foundation._candidates foundation.matrices foundation.vocabulary foundation.gene_match foundation.gene_names
     foundation.checkpoints foundation._download foundation._lock foundation._memory

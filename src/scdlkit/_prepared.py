@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ._labels import Labels, drop_small_classes, find_label_key, read_groups, read_labels
+from ._reader import scratch_folder
 from ._settings import logger
+from .foundation._device import resolve_device
+from .foundation.lower_states import LowerStates
 from .foundation.strategies import CellData
 from .inspection import ScGPTAnnotationDataReport, build_report
 
@@ -51,6 +54,8 @@ class PreparedCells:
         Matrix and tokens of all cells of the data set.
     rows
         int64 ``[n]``, positions of the n cells in these.
+    place
+        Folder for large temporary files.
     """
 
     cells: CellData
@@ -63,6 +68,7 @@ class PreparedCells:
     expression: Expression
     draws: list[AnyTokens]
     rows: np.ndarray
+    place: Path
 
     @property
     def codes(self) -> np.ndarray:
@@ -84,7 +90,14 @@ class PreparedCells:
         """
         start = time.perf_counter()
         cells = reader.cells(self.expression, self.draws, self.rows, strategies, known=known)
-        return replace(cells, codes=self.cells.codes), time.perf_counter() - start
+        states = LowerStates(
+            self.draws[0][self.rows],
+            reader,
+            resolve_device(reader.device),
+            self.place,
+            checkpoint_sha256=reader.checkpoint.sha256,
+        )
+        return replace(cells, states=states.rows, codes=self.cells.codes), time.perf_counter() - start
 
 
 class Columns(NamedTuple):
@@ -153,4 +166,5 @@ def prepare(
         expression=expression,
         draws=draws,
         rows=rows,
+        place=scratch_folder(place),
     )

@@ -39,6 +39,11 @@ _TOKEN_BYTES = 5
 _SHARE_OF_MEMORY = 0.25  # of what is free, beyond which tokens go to files
 
 
+def scratch_folder(place: Path | None) -> Path:
+    """Where large temporary files go: the setting ``temp_dir``, else ``place``, else the system's folder for them."""
+    return settings.temp_dir or place or Path(tempfile.gettempdir())
+
+
 class CellReader:
     """Reads cells the same way every time.
 
@@ -105,7 +110,7 @@ class CellReader:
         expression = self.choose(adata)
         if not self._in_files(expression):
             return expression, [*self.tokenize(expression)]
-        place = settings.temp_dir or place or Path(tempfile.gettempdir())
+        place = scratch_folder(place)
         self._genes = expression.genes.known_ids
         draws: list[AnyTokens] = []
         n_bytes = 0

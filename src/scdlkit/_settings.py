@@ -87,7 +87,7 @@ class Settings:
 
     @property
     def cache_embeddings(self) -> float:
-        """Gigabytes of embeddings kept in ``cache_dir`` for the next time the same cells are embedded; 0: none."""
+        """Gigabytes of embeddings (and states of frozen blocks) kept in ``cache_dir`` for the same cells; 0: none."""
         return self._cache_embeddings
 
     @cache_embeddings.setter

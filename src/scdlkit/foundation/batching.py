@@ -27,6 +27,18 @@ class Batch(NamedTuple):
         return Batch(self.gene_ids.to(device), self.values.to(device), mask)
 
 
+class StateBatch(NamedTuple):
+    """A padded batch of what frozen lower blocks made of the tokens."""
+
+    states: Tensor  # float16 [B, L, embsize]
+    padding_mask: Tensor | None  # as of Batch
+
+    def to(self, device: torch.device) -> StateBatch:
+        """The same batch on another device."""
+        mask = None if self.padding_mask is None else self.padding_mask.to(device)
+        return StateBatch(self.states.to(device), mask)
+
+
 def length_batches(lengths: np.ndarray, *, max_tokens: int, max_cells: int | None = None) -> list[np.ndarray]:
     """Group cells of similar length.
 

@@ -62,9 +62,11 @@ class FrozenEncoder:
     precision
         ``"fp32"``; ``"bf16"``: products of bfloat16, sums, residuals and layer norms in float32; ``"int8"``: as bf16,
         but linear layers multiply int8.
+    n_blocks
+        Only this many, from the lowest: then :meth:`states` is what it computes.
     """
 
-    def __init__(self, encoder: ScGPTEncoder, precision: CPUPrecision = "fp32") -> None:
+    def __init__(self, encoder: ScGPTEncoder, precision: CPUPrecision = "fp32", *, n_blocks: int | None = None) -> None:
         if not can_freeze(encoder):
             raise ValueError("This encoder was changed by a strategy, moved or cast; only a plain one can be frozen.")
         self.config = config = encoder.config
@@ -73,13 +75,29 @@ class FrozenEncoder:
             tables = encoder.input_tables()
             self.genes, self.values = tables.genes.numpy(), tables.values.numpy()
             self.row_of = encoder.row_of.numpy()
-            *blocks, last = encoder.blocks
+            blocks = list(encoder.blocks[: len(encoder.blocks) - 1 if n_blocks is None else n_blocks])
             self.blocks = [_FrozenBlock(block, precision) for block in blocks]  # type: ignore[arg-type]
-            self.last = _ClsBlock(last)  # type: ignore[arg-type]
+            self.last = _ClsBlock(encoder.blocks[-1]) if n_blocks is None else None  # type: ignore[arg-type]
         self.nheads, self.embsize, self.pad_value = config.nheads, config.embsize, config.pad_value
 
     def __call__(self, tokens: Tokens, cls_id: int, scratch: Scratch) -> np.ndarray:
         """Cell embeddings float32 ``[cells, embsize]``: the output at ``<cls>``, not normalised."""
+        if self.last is None:
+            raise RuntimeError(f"Only the lowest {len(self.blocks)} blocks are here; call states().")
+        x, starts = self.states(tokens, cls_id, scratch)
+        with torch.inference_mode():
+            return self.last(torch.from_numpy(x), starts)
+
+    def states(self, tokens: Tokens, cls_id: int, scratch: Scratch) -> tuple[np.ndarray, np.ndarray]:
+        """What the blocks, but for the last one of all, make of every token.
+
+        Returns
+        -------
+        ndarray
+            float32 ``[tokens, embsize]``, the cells one behind the other, each with its ``<cls>`` first.
+        ndarray
+            int64 ``[cells + 1]``, where each begins and ends.
+        """
         starts = tokens.indptr + np.arange(tokens.n_cells + 1)  # of each cell, with its <cls> in front
         first = np.zeros(starts[-1], dtype=bool)
         first[starts[:-1]] = True
@@ -93,7 +111,7 @@ class FrozenEncoder:
             short = _rounded(x) if self.dtype is torch.bfloat16 else torch.from_numpy(x)
             for block in self.blocks:
                 short = block(x, short, starts, scratch)
-            return self.last(torch.from_numpy(x), starts)
+        return x, starts
 
 
 class Scratch:

@@ -117,32 +117,79 @@ def _padded(
             yield cells, output.float().cpu().numpy()
 
 
+def lower_states(
+    encoder: ScGPTEncoder, tokens: AnyTokens, n_blocks: int, *, cls_id: int, pad_id: int, device: torch.device
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """What the lowest blocks of a frozen encoder make of every token, in float32, as it is computed.
+
+    Parameters
+    ----------
+    encoder
+        Left on ``device``, in eval mode.
+    tokens
+        Cells.
+    n_blocks
+        How many blocks.
+    cls_id, pad_id, device
+        See :func:`embed_tokens`.
+
+    Yields
+    ------
+    ndarray
+        Positions of some cells; every cell once, in no particular order.
+    ndarray
+        float32 ``[tokens, embsize]``, these cells one behind the other, each with its ``<cls>`` first.
+    """
+    encoder.to(device).eval()
+    if device.type == "cpu" and can_freeze(encoder):
+        frozen = FrozenEncoder(encoder, n_blocks=n_blocks)
+        batches = packs(tokens.lengths, max_tokens=_PACK_TOKENS)
+        yield from _shared_out(
+            frozen, batches, lambda cells, scratch: frozen.states(tokens[cells].load(), cls_id, scratch)[0]
+        )
+        return
+    with torch.inference_mode():
+        for cells in length_batches(tokens.lengths, max_tokens=MAX_BATCH_TOKENS[device.type]):
+            batch = collate(tokens, cells, cls_id=cls_id, pad_id=pad_id, pad_value=encoder.config.pad_value).to(device)
+            x = encoder.embed_inputs(batch.gene_ids, batch.values)
+            x = encoder.encode(x, batch.padding_mask, stop=n_blocks)
+            real = x.flatten(0, 1) if batch.padding_mask is None else x[~batch.padding_mask]
+            yield cells, real.cpu().numpy()
+
+
 def _packed(
     encoder: ScGPTEncoder, tokens: AnyTokens, batches: list[np.ndarray], *, cls_id: int, precision: str, **_: object
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Each batch of cells with its embeddings, by :class:`FrozenEncoder`, as many batches at a time as PyTorch has threads.
+    """Each batch of cells with its embeddings, by :class:`FrozenEncoder`."""
+    frozen = FrozenEncoder(encoder, precision)  # type: ignore[arg-type]
+    return _shared_out(frozen, batches, lambda cells, scratch: frozen(tokens[cells].load(), cls_id, scratch))
+
+
+def _shared_out(
+    frozen: FrozenEncoder, batches: list[np.ndarray], compute: Callable[[np.ndarray, Scratch], np.ndarray]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Each batch with what is computed of it, as many batches at a time as PyTorch has threads, as they are done.
 
     Threads that each take a batch wait for each other less than threads that share every operation.
     """
-    frozen = FrozenEncoder(encoder, precision)  # type: ignore[arg-type]
     n_threads = min(torch.get_num_threads(), len(batches))
     free = [Scratch(frozen) for _ in range(n_threads)]
 
-    def embed(cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def one(cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         scratch = free.pop()
         try:
-            return cells, frozen(tokens[cells].load(), cls_id, scratch)
+            return cells, compute(cells, scratch)
         finally:
             free.append(scratch)
 
     if n_threads < 2:
-        yield from map(embed, batches)
+        yield from map(one, batches)
         return
     with _one_thread_each(n_threads) as pool:
         waiting = iter(batches)
         running: set[Future[tuple[np.ndarray, np.ndarray]]] = set()
         while True:
-            running |= {pool.submit(embed, cells) for cells in islice(waiting, n_threads - len(running))}
+            running |= {pool.submit(one, cells) for cells in islice(waiting, n_threads - len(running))}
             if not running:
                 return
             done, running = wait(running, return_when=FIRST_COMPLETED)

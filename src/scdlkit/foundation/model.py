@@ -222,12 +222,23 @@ class ScGPTEncoder(nn.Module):
         """Input of the first block ``[B, L, embsize]``."""
         return self.gene_norm(self.gene_embedding(self.row_of[gene_ids])) + self.value_encoder(values)
 
-    def encode(self, x: Tensor, padding_mask: Tensor | None, *, cls_only: bool = False) -> Tensor:
-        """Run the blocks on embedded inputs; with ``cls_only`` the last one answers for position 0 alone."""
+    def encode(
+        self,
+        x: Tensor,
+        padding_mask: Tensor | None,
+        *,
+        cls_only: bool = False,
+        start: int = 0,
+        stop: int | None = None,
+    ) -> Tensor:
+        """Run the blocks from ``start`` to before ``stop`` (all by default) on embedded inputs, or what the blocks before made of them.
+
+        With ``cls_only`` the last block of the encoder answers for position 0 alone.
+        """
         keep = None if padding_mask is None else ~padding_mask[:, None, None, :]
         last = len(self.blocks) - 1
         again = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
-        for index, block in enumerate(self.blocks):
+        for index, block in list(enumerate(self.blocks))[start:stop]:
             run = partial(block, cls_only=cls_only and index == last)
             x = checkpoint(run, x, keep, use_reentrant=False) if again else run(x, keep)
         return x

@@ -11,9 +11,10 @@ import scipy.sparse as sp
 
 if TYPE_CHECKING:
     from scdlkit.foundation.expression_rows import ExpressionRows
+    from scdlkit.foundation.lower_states import StateRows
     from scdlkit.foundation.stored_tokens import AnyTokens
 
-_PER_CELL = ("embedding", "expression", "tokens", "codes")
+_PER_CELL = ("embedding", "expression", "tokens", "states", "codes")
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class CellData:
         Values of ``expression``: ``"counts"``, ``"normalised"`` or ``"log1p"``.
     tokens
         Ragged tokens of the cells, in memory or in files.
+    states
+        What frozen lower blocks of the encoder make of the tokens, kept for training.
     codes
         int64 ``[n]``, label codes.
 
@@ -46,6 +49,7 @@ class CellData:
     gene_names: np.ndarray | None = None
     kind: str = ""
     tokens: AnyTokens | None = None
+    states: StateRows | None = None
     codes: np.ndarray | None = None
 
     def __post_init__(self) -> None:
@@ -68,8 +72,10 @@ class CellData:
         return replace(self, **parts)
 
     def only(self, needs: Collection[str]) -> CellData:
-        """The same cells with the parts named in ``needs``, and the codes."""
+        """The same cells with the parts named in ``needs``, and the codes; states are there wherever tokens are."""
         dropped: dict[str, Any] = {name: None for name in ("embedding", "expression", "tokens") if name not in needs}
+        if "tokens" not in needs:
+            dropped["states"] = None
         if "expression" not in needs:
             dropped |= {"gene_names": None, "kind": ""}
         return replace(self, **dropped)

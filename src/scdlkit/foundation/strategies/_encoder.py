@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,13 +18,14 @@ from torch import Tensor, nn
 
 from scdlkit.foundation._processes import processes, put_together
 from scdlkit.foundation._random import seeded
-from scdlkit.foundation.batching import MAX_BATCH_TOKENS, Batch, collate, length_batches
+from scdlkit.foundation.batching import MAX_BATCH_TOKENS, Batch, StateBatch, collate, length_batches
 from scdlkit.foundation.model import AnnotationHead, Block, ScGPTEncoder
 
 from ._base import EncoderSource, GradientStrategy, check_tensors
 from ._cells import CellData
 
 if TYPE_CHECKING:
+    from scdlkit.foundation.lower_states import StateRows
     from scdlkit.foundation.stored_tokens import AnyTokens
 
 _STRETCH = 50  # batches that are sorted by length together
@@ -31,7 +33,11 @@ PEFT_BASE = ".base_layer"  # peft moves a layer's own weights here when it wraps
 
 
 class AdaptedEncoder(nn.Module):
-    """Encoder and head; the embedding is standardised as the frozen one of the training cells is, then classified."""
+    """Encoder and head; the embedding is standardised as the frozen one of the training cells is, then classified.
+
+    ``n_frozen`` is how many of the lowest blocks are as they were pretrained, the embeddings below them included. There
+    is no dropout in these while the others train, so what they make of a cell is the same in every epoch.
+    """
 
     mean: Tensor
     scale: Tensor
@@ -39,13 +45,34 @@ class AdaptedEncoder(nn.Module):
     def __init__(self, encoder: ScGPTEncoder, head: AnnotationHead, mean: Tensor, scale: Tensor) -> None:
         super().__init__()
         self.encoder, self.head = encoder, head
+        self.n_frozen = _n_frozen(encoder)
         self.register_buffer("mean", mean)
         self.register_buffer("scale", scale)
 
-    def forward(self, gene_ids: Tensor, values: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        """Logits ``[B, classes]``; arguments as of :meth:`ScGPTEncoder.forward`."""
-        embedding = self.encoder.cls(gene_ids, values, padding_mask)
+    def forward(self, batch: Batch | StateBatch) -> Tensor:
+        """Logits ``[B, classes]``, from tokens or from what the frozen blocks made of them."""
+        if isinstance(batch, StateBatch):
+            x = self.encoder.encode(batch.states.float(), batch.padding_mask, cls_only=True, start=self.n_frozen)
+            embedding = x[:, 0]
+        else:
+            embedding = self.encoder.cls(*batch)
         return self.head((embedding - self.mean) / self.scale)
+
+    def train(self, mode: bool = True) -> AdaptedEncoder:
+        """As of any module, but the frozen blocks and what is below them stay in eval mode."""
+        super().train(mode)
+        if self.n_frozen:
+            self.encoder.value_encoder.eval()
+            self.encoder.blocks[: self.n_frozen].eval()
+        return self
+
+
+def _n_frozen(encoder: ScGPTEncoder) -> int:
+    """How many of the lowest blocks do not train; 0 where something below them does."""
+    trains = [name for name, value in encoder.named_parameters() if value.requires_grad]
+    if not all(name.startswith("blocks.") for name in trains):
+        return 0
+    return min((int(name.split(".")[1]) for name in trains), default=0)
 
 
 class EncoderStrategy(GradientStrategy):
@@ -87,10 +114,13 @@ class EncoderStrategy(GradientStrategy):
         with torch.no_grad():
             module.mean.copy_(torch.from_numpy(mean))  # type: ignore[operator]
             module.scale.copy_(torch.from_numpy(scale))  # type: ignore[operator]
+        self._states(train)  # computes them now, not within the first step
 
     def logits(self, cells: CellData) -> Tensor:
         """Logits ``[n, n_classes]``."""
-        return self.trained_module()(*self._batch(cells))
+        states = self._states(cells)
+        batch = self._batch(cells) if states is None else StateBatch(*states.after(self._adapted.n_frozen))
+        return self.trained_module()(batch.to(next(self.trained_module().parameters()).device))
 
     def batches(self, cells: CellData, batch_size: int, generator: torch.Generator) -> list[np.ndarray]:
         """Random batches of cells of about the same length: shuffle, sort within stretches, shuffle the batches."""
@@ -111,7 +141,11 @@ class EncoderStrategy(GradientStrategy):
         """About what the blocks keep for the way back, per token, in float32."""
         config = self.encoder.config
         kept = 10 * config.embsize + 3 * config.d_hid
-        return 4.0 * kept * (2 if self.training.gradient_checkpointing else config.nlayers)
+        return 4.0 * kept * (2 if self.training.gradient_checkpointing else config.nlayers - self._adapted.n_frozen)
+
+    def predict_proba(self, cells: CellData) -> np.ndarray:
+        """Class probabilities, float32 ``[n, n_classes]``, from the tokens: states that are kept are rounded."""
+        return super().predict_proba(replace(cells, states=None))
 
     def probabilities(self, cells: CellData, n_classes: int) -> np.ndarray:
         """Class probabilities of the module as it is, in eval mode and without gradients."""
@@ -120,13 +154,19 @@ class EncoderStrategy(GradientStrategy):
     def latent(self, cells: CellData) -> np.ndarray:
         """Adapted embedding float32 ``[n, embsize]``, the output at ``<cls>``, not normalised."""
         self._check_cells(cells)
-        return self._run(cells, lambda part: self.encoder.cls(*self._batch(part)).float(), self.encoder.config.embsize)
+        device = next(self.trained_module().parameters()).device
+        width = self.encoder.config.embsize
+        return self._run(cells, lambda part: self.encoder.cls(*self._batch(part).to(device)).float(), width)
 
     @property
     def encoder(self) -> ScGPTEncoder:
         """The adapted encoder."""
-        module = self.trained_module()
-        return getattr(module, "module", module).encoder  # type: ignore[return-value]
+        return self._adapted.encoder
+
+    @property
+    def _adapted(self) -> AdaptedEncoder:
+        module: Any = self.trained_module()
+        return getattr(module, "module", module)  # wrapped where several processes train it
 
     def state_dict(self) -> dict[str, Tensor]:
         """The delta: what was added to the encoder, what trained of it, the head, and its standardisation."""
@@ -157,8 +197,12 @@ class EncoderStrategy(GradientStrategy):
         tokens, source = _tokens(cells).load(), self._require_source()
         self.cover(tokens.gene_ids)
         pad_value = self.encoder.config.pad_value
-        batch = collate(tokens, cls_id=source.cls_id, pad_id=source.pad_id, pad_value=pad_value)
-        return batch.to(next(self.trained_module().parameters()).device)
+        return collate(tokens, cls_id=source.cls_id, pad_id=source.pad_id, pad_value=pad_value)
+
+    def _states(self, cells: CellData) -> StateRows | None:
+        """What the frozen blocks make of these cells, where it can be kept; the first call computes it for all cells."""
+        n_frozen, states = self._adapted.n_frozen, cells.states
+        return states if states is not None and n_frozen and states.kept(n_frozen) else None
 
     def _run(self, cells: CellData, function: Callable[[CellData], Tensor], width: int) -> np.ndarray:
         """``function`` over batches under a token budget, float32 ``[n, width]`` in the order of the cells.

@@ -32,7 +32,7 @@ class AdapterConfig(Config):
     dropout
         Dropout on the bottleneck.
     layers
-        All blocks, or ``"last:k"``.
+        All blocks, or ``"last:k"``: what those below make of a cell is then computed once, and not in every epoch.
     head_layers
         Layers of the annotation head.
     training

@@ -19,7 +19,7 @@ class BitFitConfig(Config):
     Parameters
     ----------
     layers
-        All blocks, or ``"last:k"``.
+        All blocks, or ``"last:k"``: what those below make of a cell is then computed once, and not in every epoch.
     head_layers
         Layers of the annotation head.
     training

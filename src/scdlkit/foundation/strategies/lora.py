@@ -34,7 +34,7 @@ class LoRAConfig(Config):
         ``"rslora"``: rank-stabilised scale (Kalajdzievski 2023, https://arxiv.org/abs/2312.03732); ``"pissa"``: start
         from the principal singular vectors (Meng et al. 2024, https://arxiv.org/abs/2404.02948).
     layers
-        All blocks, or ``"last:k"``.
+        All blocks, or ``"last:k"``: what those below make of a cell is then computed once, and not in every epoch.
     head_layers
         Layers of the annotation head.
     training

@@ -29,7 +29,7 @@ class PrefixTuningConfig(Config):
     hidden
         Width of that MLP.
     layers
-        All blocks, or ``"last:k"``.
+        All blocks, or ``"last:k"``: what those below make of a cell is then computed once, and not in every epoch.
     head_layers
         Layers of the annotation head.
     training
