@@ -39,7 +39,7 @@ LAYERS = """
     foundation._binning foundation._distinct
     foundation.expression_rows foundation.expression foundation._candidates foundation.matrices foundation.vocabulary foundation.gene_match foundation.gene_names
     foundation.checkpoints foundation._download foundation._lock foundation._memory
-    foundation._device foundation._processes foundation._random
+    foundation._device foundation._overlap foundation._processes foundation._random
     _optional _keys _settings
 """.split()
 # These two only gather names, and load what they gather when it is asked for.

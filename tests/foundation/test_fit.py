@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -11,7 +13,8 @@ import torch
 
 from scdlkit.foundation import _fit
 from scdlkit.foundation._device import autocast_dtype
-from scdlkit.foundation.strategies import TrainingConfig
+from scdlkit.foundation._overlap import prepared
+from scdlkit.foundation.strategies import TrainingConfig, _encoder
 from scdlkit.foundation.training import Trainer
 
 CPU = torch.device("cpu")
@@ -49,6 +52,27 @@ def test_pieces_and_checkpointing_change_nothing(fits, plain, how, monkeypatch):
     same(other, whole, data[1])
 
 
+def test_cells_prepared_ahead_by_a_thread_change_nothing(fits, monkeypatch):
+    """As on a GPU, whose results come behind besides."""
+    source = fits.Source(dropout=0.2)
+    data = fits.cells(64, source), fits.cells(30, source, seed=1), source
+    plain = fits.fit(*data, max_epochs=2)
+    threads = []
+
+    @contextmanager
+    def ahead(items, _):
+        noted = (threads.append(threading.current_thread().name) or item for item in items)
+        with prepared(noted, torch.device("cuda")) as ready:
+            yield ready
+
+    for module in (_fit, _encoder):
+        monkeypatch.setattr(module, "prepared", ahead)
+    other = fits.fit(*data, max_epochs=2)
+    assert other.history == plain.history
+    np.testing.assert_array_equal(other.latent(data[1]), plain.latent(data[1]))
+    assert len(threads) >= 2 * 4 and all(name.startswith("scdlkit-prefetch") for name in threads)
+
+
 def test_checkpointing_repeats_dropout_exactly(fits):
     source = fits.Source(dropout=0.3)
     data = fits.cells(40, source), fits.cells(20, source, seed=1), source
@@ -60,11 +84,11 @@ def test_too_little_gpu_memory_halves_the_pieces(fits, plain, monkeypatch, caplo
     data, whole = plain
     compute, sizes = _fit.Fit._gradients, []
 
-    def small_gpu(self, parts, share):
+    def small_gpu(self, own, parts, share):
         sizes.append(len(parts[0]))
         if len(parts[0]) > 4:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-        return compute(self, parts, share)
+        return compute(self, own, parts, share)
 
     monkeypatch.setattr(_fit.Fit, "_gradients", small_gpu)
     with caplog.at_level(logging.WARNING, "scdlkit"):

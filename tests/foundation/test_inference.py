@@ -3,6 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -64,6 +66,30 @@ def test_collate():
     assert batch.values[0].tolist() == [-2, *tokens.bins[:2].tolist()] and batch.values[2].tolist() == [-2, -2, -2]
     assert batch.padding_mask.tolist() == [[False] * 3, [False, False, True], [False, True, True]]
     assert collate(tokens[:1], cls_id=1, pad_id=0, pad_value=-2).padding_mask is None
+
+
+def test_cells_of_one_length_need_no_mask_and_give_the_same(fits, monkeypatch):
+    """Only without a mask can a GPU take flash attention."""
+    source = fits.Source(dropout=0.0)
+    encoder, cells = source.encoder().eval(), fits.cells(80, source)
+    special = {"cls_id": source.cls_id, "pad_id": source.pad_id, "pad_value": -2}
+    alike = np.flatnonzero(cells.tokens.lengths == np.bincount(cells.tokens.lengths).argmax())
+    masks, attention = [], F.scaled_dot_product_attention
+
+    def spied(*args, attn_mask, **options):
+        masks.append(attn_mask)
+        return attention(*args, attn_mask=attn_mask, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", spied)
+    with torch.inference_mode():
+        batch = collate(cells.tokens, alike, **special)
+        without = encoder.cls(*batch)
+        assert batch.padding_mask is None and len(alike) > 1 and masks == [None, None]
+        masked = encoder.cls(batch.gene_ids, batch.values, torch.zeros(batch.gene_ids.shape, dtype=torch.bool))
+        among_longer = encoder.cls(*collate(cells.tokens, **special))[alike]
+    assert len(masks) == 6 and all(mask is not None for mask in masks[2:])
+    np.testing.assert_allclose(without, masked, atol=1e-5)
+    np.testing.assert_allclose(without, among_longer, atol=1e-5)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from scdlkit._settings import logger
 
 from ._device import autocast_dtype
+from ._overlap import prepared, to_device
 from ._preflight import pieces, preflight, token_budget
 from ._processes import join
 from ._random import generator, seeded
@@ -76,9 +77,13 @@ class Fit:
             shown["val_macro_f1"] = f"{progress.history[-1]['val_macro_f1']:.3f}"
         self.strategy.module = self.wrapped
         self.wrapped.train()
-        with seeded(self.seed, progress.epoch, self.rank, device=self.device):  # dropout
-            for step, rows in enumerate(self.batches(progress.epoch), start=1):
-                value = self.gradients(rows)
+        cells = ((rows, self._read(rows)) for rows in self.batches(progress.epoch))
+        with (
+            seeded(self.seed, progress.epoch, self.rank, device=self.device),  # dropout
+            prepared(cells, self.device) as ready,
+        ):
+            for step, (rows, own) in enumerate(ready, start=1):
+                value = self.gradients(rows, own)
                 if not math.isfinite(value):
                     raise FloatingPointError(
                         f"The loss of {self.strategy.name!r} is {value} at epoch {progress.epoch}, step {step} (batch of "
@@ -100,19 +105,28 @@ class Fit:
         self.strategy.module = self.module
         return total / len(self.codes)
 
-    def gradients(self, rows: np.ndarray) -> float:
-        """Leave the gradients of a step's mean loss in the parameters; cut it finer where the device is too small."""
+    def _read(self, rows: np.ndarray) -> CellData:
+        """What this process takes of a step's cells, in memory."""
         # with fewer cells than processes, some take part with a cell that counts nothing
         own = rows[self.rank :: self.n_processes]
-        share = self.n_processes / len(rows) if len(own) else 0.0
-        own = own if len(own) else rows[:1]
+        return self.strategy.read(self.train, own if len(own) else rows[:1])
+
+    def gradients(self, rows: np.ndarray, own: CellData | None = None) -> float:
+        """Leave the gradients of a step's mean loss in the parameters; cut it finer where the device is too small.
+
+        ``own`` is what this process takes of ``rows``, if it was read already.
+        """
+        own = self._read(rows) if own is None else own
+        share = self.n_processes / len(rows) if self.rank < len(rows) else 0.0
+        n_cells, lengths = own.n_cells, self.strategy.token_lengths(own)
         while True:
             self.optimizer.zero_grad(set_to_none=True)
-            parts = pieces(own, self.lengths, at_least=self.progress.accumulation, max_tokens=self.max_tokens)
+            at_least = self.progress.accumulation
+            parts = pieces(np.arange(n_cells), lengths, at_least=at_least, max_tokens=self.max_tokens)
             try:
-                return self._gradients(parts, share)
+                return self._gradients(own, parts, share)
             except torch.cuda.OutOfMemoryError as error:
-                if self.n_processes > 1 or len(parts) == len(own):  # the others wait for this one, or nothing to cut
+                if self.n_processes > 1 or len(parts) == n_cells:  # the others wait for this one, or nothing to cut
                     error.add_note("Lower batch_size, raise accumulation, or set gradient_checkpointing=True.")
                     raise
             # out of the handler, whose traceback holds on to the tensors
@@ -120,18 +134,19 @@ class Fit:
             torch.cuda.empty_cache()
             logger.warning(
                 "%s: the GPU has not enough memory for %d cells at once; goes on with %d at once and %d pieces a step.",
-                self.strategy.name, len(parts[0]), -(-len(own) // self.progress.accumulation), self.progress.accumulation,
+                self.strategy.name, len(parts[0]), -(-n_cells // self.progress.accumulation), self.progress.accumulation,
             )  # fmt: skip
 
-    def _gradients(self, parts: list[np.ndarray], share: float) -> float:
+    def _gradients(self, own: CellData, parts: list[np.ndarray], share: float) -> float:
         total = torch.zeros((), device=self.device)
         for part in parts:
+            cells = own if len(parts) == 1 else own.subset(part)
+            labels = to_device(torch.from_numpy(np.asarray(cells.codes, dtype=np.int64)), self.device)
             # processes exchange gradients once a step, with the last piece
             last = part is parts[-1]
             with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
                 with self.autocast():
-                    logits = self.strategy.logits(self.train.subset(part))
-                labels = torch.from_numpy(self.codes[part]).to(self.device)
+                    logits = self.strategy.logits(cells)
                 losses = torch.nn.functional.cross_entropy(
                     logits.float(), labels, reduction="none", label_smoothing=self.config.label_smoothing
                 )

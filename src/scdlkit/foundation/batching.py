@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ._overlap import to_device
 from .stored_tokens import AnyTokens, StoredTokens
 
 MAX_BATCH_TOKENS = {"cpu": 8_192, "cuda": 131_072, "mps": 32_768}  # of a padded batch, by device
@@ -23,8 +24,8 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        mask = None if self.padding_mask is None else self.padding_mask.to(device)
-        return Batch(self.gene_ids.to(device), self.values.to(device), mask)
+        mask = None if self.padding_mask is None else to_device(self.padding_mask, device)
+        return Batch(to_device(self.gene_ids, device), to_device(self.values, device), mask)
 
 
 class StateBatch(NamedTuple):
@@ -90,19 +91,38 @@ def packs(lengths: np.ndarray, *, max_tokens: int, max_cells: int | None = None)
     return found
 
 
-def collate(tokens: AnyTokens, rows: np.ndarray | None = None, *, cls_id: int, pad_id: int, pad_value: int) -> Batch:
-    """Pad the cells at ``rows`` (all by default) to the longest of them and put ``<cls>`` in front."""
+def collate(
+    tokens: AnyTokens,
+    rows: np.ndarray | None = None,
+    *,
+    cls_id: int,
+    pad_id: int,
+    pad_value: int,
+    device: torch.device | None = None,
+) -> Batch:
+    """Pad the cells at ``rows`` (all by default) to the longest of them and put ``<cls>`` in front.
+
+    The batch is on the host, in pinned memory if it is for a ``device`` that is a CUDA one.
+    """
     if isinstance(tokens, StoredTokens):
         tokens, rows = (tokens if rows is None else tokens[rows]).load(), None
     rows = np.arange(tokens.n_cells) if rows is None else rows
     lengths = tokens.indptr[rows + 1] - tokens.indptr[rows]
     width = int(lengths.max(initial=0)) + 1
-    gene_ids, values = np.empty((len(rows), width), np.int64), np.empty((len(rows), width), np.float32)
-    padding = np.empty((len(rows), width), np.bool_)
-    _pad(tokens.indptr, tokens.gene_ids, tokens.bins, rows, cls_id, pad_id, pad_value, gene_ids, values, padding)
+    gene_ids, values, padding = _host_tensors((len(rows), width), device)
+    arrays = gene_ids.numpy(), values.numpy(), padding.numpy()
+    _pad(tokens.indptr, tokens.gene_ids, tokens.bins, rows, cls_id, pad_id, pad_value, *arrays)
     padded = len(rows) > 0 and lengths.min() + 1 < width
-    mask = torch.from_numpy(padding) if padded else None
-    return Batch(torch.from_numpy(gene_ids), torch.from_numpy(values), mask)
+    return Batch(gene_ids, values, padding if padded else None)
+
+
+def _host_tensors(shape: tuple[int, int], device: torch.device | None) -> tuple[Tensor, ...]:
+    """Gene ids, values and mask, to be filled."""
+    dtypes = (torch.int64, torch.float32, torch.bool)
+    if device is None or device.type != "cuda":
+        return tuple(torch.empty(shape, dtype=dtype) for dtype in dtypes)
+    with torch.cuda.device(device):  # a worker thread would pin for the first GPU
+        return tuple(torch.empty(shape, dtype=dtype, pin_memory=True) for dtype in dtypes)
 
 
 @numba.njit(nogil=True, cache=True)

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from scdlkit._settings import settings
 
 from ._device import embedding_precision, resolve_device
+from ._overlap import on_host, prepared
 from ._processes import processes, put_together
 from .batching import MAX_BATCH_TOKENS, collate, length_batches, packs
 from .frozen import FrozenEncoder, Scratch, can_freeze
@@ -111,10 +112,11 @@ def _padded(
     dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     with torch.inference_mode(), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
         tables = encoder.input_tables()
-        for cells in batches:
-            batch = collate(tokens, cells, cls_id=cls_id, pad_id=pad_id, pad_value=encoder.config.pad_value).to(device)
-            output = encoder.cls(batch.gene_ids, batch.values, batch.padding_mask, tables=tables)
-            yield cells, output.float().cpu().numpy()
+        special = {"cls_id": cls_id, "pad_id": pad_id, "pad_value": encoder.config.pad_value}
+        collated = ((cells, collate(tokens, cells, **special, device=device)) for cells in batches)
+        with prepared(collated, device) as ready:
+            moved = ((cells, batch.to(device)) for cells, batch in ready)
+            yield from on_host((cells, encoder.cls(*batch, tables=tables).float()) for cells, batch in moved)
 
 
 def lower_states(

@@ -225,6 +225,10 @@ class GradientStrategy(Strategy):
         order = torch.randperm(cells.n_cells, generator=generator).numpy()
         return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
+    def read(self, cells: CellData, rows: np.ndarray) -> CellData:
+        """The cells at ``rows``, with all that :meth:`logits` needs of them in memory; any thread may call this."""
+        return cells.subset(rows)
+
     def token_lengths(self, cells: CellData) -> np.ndarray | None:
         """Tokens of each cell that a forward pass goes through; None where its cost does not depend on them."""
         return None

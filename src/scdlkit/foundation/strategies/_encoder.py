@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from scdlkit.foundation._overlap import on_host, prepared
 from scdlkit.foundation._processes import processes, put_together
 from scdlkit.foundation._random import seeded
 from scdlkit.foundation.batching import MAX_BATCH_TOKENS, Batch, StateBatch, collate, length_batches
@@ -133,6 +134,11 @@ class EncoderStrategy(GradientStrategy):
             found += [stretch[i : i + batch_size] for i in range(0, len(stretch), batch_size)]
         return [found[i] for i in torch.randperm(len(found), generator=generator).tolist()]
 
+    def read(self, cells: CellData, rows: np.ndarray) -> CellData:
+        """Some cells, their tokens in memory."""
+        part = cells.subset(rows)
+        return replace(part, tokens=_tokens(part).load())
+
     def token_lengths(self, cells: CellData) -> np.ndarray:
         """Tokens of each cell, ``<cls>`` included."""
         return _tokens(cells).lengths + 1
@@ -196,8 +202,8 @@ class EncoderStrategy(GradientStrategy):
     def _batch(self, cells: CellData) -> Batch:
         tokens, source = _tokens(cells).load(), self._require_source()
         self.cover(tokens.gene_ids)
-        pad_value = self.encoder.config.pad_value
-        return collate(tokens, cls_id=source.cls_id, pad_id=source.pad_id, pad_value=pad_value)
+        pad_value, device = self.encoder.config.pad_value, next(self.trained_module().parameters()).device
+        return collate(tokens, cls_id=source.cls_id, pad_id=source.pad_id, pad_value=pad_value, device=device)
 
     def _states(self, cells: CellData) -> StateRows | None:
         """What the frozen blocks make of these cells, where it can be kept; the first call computes it for all cells."""
@@ -217,8 +223,9 @@ class EncoderStrategy(GradientStrategy):
         self.cover(_tokens(cells).genes())
         with torch.inference_mode():
             batches = length_batches(_tokens(cells).lengths, max_tokens=MAX_BATCH_TOKENS[device.type])
-            for rows in batches[rank::count]:
-                result[rows] = function(cells.subset(rows)).cpu().numpy()
+            with prepared(((rows, self.read(cells, rows)) for rows in batches[rank::count]), device) as ready:
+                for rows, values in on_host((rows, function(part)) for rows, part in ready):
+                    result[rows] = values
         return put_together(result, device)
 
     def _assemble(self, token_ids: np.ndarray, embsize: int, n_classes: int, seed: int) -> None:
@@ -252,7 +259,9 @@ class EncoderStrategy(GradientStrategy):
     def cover(self, gene_ids: np.ndarray) -> None:
         """Rows of the gene embedding for tokens of a query that the training cells did not have."""
         source, encoder = self._require_source(), self.encoder
-        missing = np.setdiff1d(gene_ids, encoder.token_ids)
+        held = np.zeros(encoder.config.n_tokens, dtype=bool)
+        held[encoder.token_ids] = True
+        missing = np.unique(gene_ids[~held[gene_ids]])  # sorting all of them would take longer than a step on a GPU
         if len(missing):
             encoder.add_tokens(missing, source.gene_rows(missing))
 
