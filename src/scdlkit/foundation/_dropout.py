@@ -21,7 +21,8 @@ class Dropout(nn.Dropout):
         if not self.training or self.p == 0:
             return x
         dropped = round(self.p * _STEPS)
-        if x.device.type != "cpu" or not 0 < dropped < _STEPS:
+        # torch.compile knows no random_, and draws its numbers within the loop that uses them
+        if x.device.type != "cpu" or not 0 < dropped < _STEPS or torch.compiler.is_compiling():
             return F.dropout(x, self.p)
         words = torch.empty(-(-x.numel() // 8), dtype=torch.int64)
         # the generator of all dropout, which the training loop seeds

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from scdlkit._settings import logger
 
+from ._compiled import compile_blocks, release_blocks
 from ._device import autocast_dtype
 from ._overlap import prepared, to_device
 from ._preflight import pieces, preflight, token_budget
@@ -20,6 +21,8 @@ from ._processes import join
 from ._random import generator, seeded
 from ._training_state import Progress, Saved
 from .strategies import CellData, GradientStrategy, TrainingConfig
+
+_COMPILED_CELLS = 8  # of a step, which is enough to compile for any number
 
 
 class Fit:
@@ -155,6 +158,31 @@ class Fit:
             total += loss.detach()
         return float(self.accelerator.reduce(total, "mean"))
 
+    def compile(self) -> None:
+        """Compile what the config asks for, by steps that change nothing."""
+        if not self.config.compile:
+            return
+        self.module.train()
+        with seeded(self.seed, device=self.device):
+            compile_blocks(self.strategy.name, self.module, self._try_steps)
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _try_steps(self) -> None:
+        # by the module itself: a process whose compiler fails must not leave the others waiting for its gradients
+        for rows in self._cells_to_compile():
+            with self.autocast():
+                loss = self.strategy.logits(self.strategy.read(self.train, rows)).float().sum()
+            self.scaler.scale(loss).backward()
+
+    def _cells_to_compile(self) -> list[np.ndarray]:
+        """Cells of one step with padding and of one without, as far as there are such: each is compiled by itself."""
+        lengths = np.zeros(self.train.n_cells) if self.lengths is None else self.lengths
+        found: dict[bool, np.ndarray] = {}
+        for rows in self.batches(1):
+            some = rows[[*range(min(len(rows), _COMPILED_CELLS - 1)), -1]]  # sorted by length: the last differs most
+            found.setdefault(len(np.unique(lengths[some])) > 1, some)
+        return list(found.values())
+
     def preflight(self) -> None:
         """Log what the run will take, from the most costly step of an epoch."""
         if self.lengths is None:
@@ -189,6 +217,7 @@ class Fit:
     def leave_best(self) -> None:
         """Give the strategy its module back, in eval mode and with the weights of the best epoch."""
         self.strategy.module = self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
+        release_blocks(self.module)
         _set_weights(self.module, self.best_weights)
         self.optimizer.zero_grad(set_to_none=True)
         self.module.eval()

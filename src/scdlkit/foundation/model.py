@@ -14,7 +14,7 @@ https://doi.org/10.1038/s41592-024-02201-0. What is as published, and what is ou
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -123,6 +123,8 @@ class ValueEncoder(nn.Module):
 class Block(nn.Module):
     """Post-norm transformer block."""
 
+    compiled: Callable[[Block, Tensor, Tensor | None], Tensor] | None = None  # see _compiled.py
+
     def __init__(self, config: ScGPTConfig) -> None:
         super().__init__()
         width = config.embsize
@@ -139,6 +141,13 @@ class Block(nn.Module):
 
         ``keep`` is boolean ``[B, 1, 1, L]``, False at padded keys, or None where nothing is padded.
         """
+        # what is rare, and would have to be compiled once more, is not: a single cell, <cls> alone, a prediction
+        if self.compiled is not None and self.training and len(x) > 1 and not cls_only:
+            return self.compiled(self, x, keep)
+        return self.compute(x, keep, cls_only=cls_only)
+
+    def compute(self, x: Tensor, keep: Tensor | None, *, cls_only: bool = False) -> Tensor:
+        """What :meth:`forward` gives."""
         queries = x[:, :1] if cls_only else x
         keys, values = self._heads(self.k(x)), self._heads(self.v(x))
         if self.prefix is not None:

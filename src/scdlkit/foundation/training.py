@@ -132,6 +132,8 @@ class Trainer:
         show = (settings.progress if self.progress is None else self.progress) and fit.is_main
         total = config.max_epochs * fit.steps_per_epoch
         try:
+            if not progress.finished:
+                fit.compile()
             if not progress.finished and total >= _PREFLIGHT_STEPS:
                 fit.preflight()
             with tqdm(

@@ -21,7 +21,7 @@ from scdlkit.foundation.strategies import (
         FrozenProbeConfig(C=0.5, class_weight="balanced"),
         HeadConfig(n_layers=2, training=TrainingConfig(class_weight="effective", gradient_clip=None)),
         PCALogRegConfig(n_top_genes=10, scale=True),
-        TrainingConfig(learning_rate=1),
+        TrainingConfig(learning_rate=1, compile=True),
     ],
 )
 def test_round_trip_through_json(config: Config) -> None:
@@ -51,6 +51,7 @@ def test_round_trip_through_json(config: Config) -> None:
         (TrainingConfig, "patience", 0),
         (TrainingConfig, "class_weight", "other"),
         (TrainingConfig, "gradient_clip", 0),
+        (TrainingConfig, "compile", "max-autotune"),
     ],
 )
 def test_out_of_range(cls: type[Config], setting: str, value: Any) -> None:
