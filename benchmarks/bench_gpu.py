@@ -1,0 +1,166 @@
+"""Embedding and full fine-tuning on a CUDA device, against what it reaches in multiplying matrices.
+
+    python benchmarks/bench_gpu.py [--tokens 1024] [--cells 2048] [--repeats 5] [--json gpu.json]
+
+Random weights in the shape of whole-human, bf16. All cells have as many tokens, so no batch has padding, none has a
+mask, and flash attention must run: the profiler is asked whether it does, and the benchmark fails if not. In one row
+lengths differ by up to a tenth instead, so that there are masks. Everything runs interleaved in one process, embedding a
+second time against itself (null control), and between them one large bf16 product, which is the ceiling. Cells/s and
+shares are medians, times are wall times to the arrays on the host. Without a CUDA device it says so and ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from _report import add_json_option, write_report
+from bench_adapt import N_CLASSES, Source
+from bench_embed import CLS, N_TOKENS, PAD, cells_of
+from torch.profiler import ProfilerActivity, profile
+from tqdm.auto import tqdm
+
+import scdlkit as sk
+from scdlkit.foundation import CellData, ScGPTConfig, embed_tokens
+from scdlkit.foundation._fit import Fit
+from scdlkit.foundation.strategies import build_strategies
+
+SHAPE = ScGPTConfig(N_TOKENS, 512, 8, 512, 12)
+BATCH = 64
+_SIDE = 8192  # of the matrices
+
+
+def operations(lengths: np.ndarray) -> float:
+    """Floating-point operations of a forward pass through the blocks, ``<cls>`` alone in the last."""
+    width, hidden, whole = SHAPE.embsize, SHAPE.d_hid, SHAPE.nlayers - 1
+    tokens = lengths.astype(np.float64) + 1
+    products = 2 * (4 * width**2 + 2 * width * hidden)  # of a token in a block
+    attention = 4 * width * tokens  # of a query
+    last = 2 * tokens * 2 * width**2 + (products - 4 * width**2) + attention
+    return float((whole * tokens * (products + attention) + last).sum())
+
+
+def product(device: torch.device) -> Callable[[], object]:
+    """A large product, ten times."""
+    one, other = (torch.randn(_SIDE, _SIDE, device=device, dtype=torch.bfloat16) for _ in range(2))
+
+    def run() -> None:
+        for _ in range(10):
+            one @ other
+
+    return run
+
+
+def training(source: Source, cells: CellData, device: torch.device, *, compiled: bool) -> Callable[[], object]:
+    """An epoch of full fine-tuning."""
+    (strategy,) = build_strategies(("full_finetune",))
+    config = replace(strategy.config.training, batch_size=BATCH, max_epochs=1000, precision="bf16", compile=compiled)
+    strategy.config = replace(strategy.config, training=config)
+    strategy.source = source
+    strategy._rows = cells.tokens.genes()
+    strategy.build(cells, n_classes=N_CLASSES, seed=0)
+    fit = Fit(strategy, cells, class_weights=np.ones(N_CLASSES, np.float32), seed=0, device=device)
+    fit.compile()
+    bar = tqdm(disable=True)
+    return lambda: fit.run_epoch(bar)
+
+
+def attention_kernels(run: Callable[[], object]) -> list[str]:
+    """Names of the kernels for attention that ran."""
+    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as found:
+        run()
+        torch.cuda.synchronize()
+    words = ("flash", "fmha", "sdpa", "softmax", "cutlassf", "cutlassb")
+    names = {event.key for event in found.key_averages() if event.device_type is torch.autograd.DeviceType.CUDA}
+    return sorted(name for name in names if any(word in name.lower() for word in words))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tokens", type=int, default=1024, help="of a cell, <cls> included")
+    parser.add_argument("--cells", type=int, default=2048)
+    parser.add_argument("--repeats", type=int, default=5)
+    add_json_option(parser)
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.exit(1, "bench_gpu.py measures a CUDA device, and PyTorch sees none on this machine.\n")
+    sk.settings.verbosity = "WARNING"
+    device = torch.device("cuda")
+    source = Source(SHAPE)
+    encoder = source.whole.eval()
+    rng = np.random.default_rng(0)
+    n_trained = max(BATCH, arguments.cells // 4 // BATCH * BATCH)
+    alike = np.full(arguments.cells, arguments.tokens - 1)
+    tokens, mixed = cells_of(alike), cells_of(rng.integers(round(0.9 * arguments.tokens), arguments.tokens, len(alike)))
+    trained = CellData(
+        embedding=rng.standard_normal((n_trained, SHAPE.embsize)).astype(np.float32),
+        tokens=tokens[np.arange(n_trained)],
+        codes=np.arange(n_trained) % N_CLASSES,
+    )
+
+    def embedding(cells) -> Callable[[], object]:
+        special = {"cls_id": CLS, "pad_id": PAD, "progress": False}
+        return lambda: embed_tokens(encoder, cells, device=device, precision="bf16", **special)
+
+    # how many cells, how many operations, what is run
+    work = operations(alike)
+    step = 3 * operations(alike[:n_trained])  # twice as much on the way back
+    cases = {
+        "matrix product": (0, 10 * 2.0 * _SIDE**3, product(device)),
+        "embed": (len(alike), work, embedding(tokens)),
+        "embed again (null)": (len(alike), work, embedding(tokens)),
+        "embed, with padding": (len(alike), operations(mixed.lengths), embedding(mixed)),
+        "full_finetune": (n_trained, step, training(source, trained, device, compiled=False)),
+        "full_finetune, compiled": (n_trained, step, training(source, trained, device, compiled=True)),
+    }
+    kernels = {}
+    for name, (n_cells, _, run) in cases.items():
+        run()
+        if n_cells:
+            kernels[name] = attention_kernels(run)
+            if "padding" not in name and not any("flash" in kernel.lower() for kernel in kernels[name]):
+                raise SystemExit(f"{name}: no flash attention ran, only {', '.join(kernels[name]) or 'none at all'}.")
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    for _ in range(arguments.repeats):
+        for name, (_, _, run) in cases.items():
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            run()
+            torch.cuda.synchronize()
+            seconds[name].append(time.perf_counter() - start)
+    ceiling = cases["matrix product"][1] / np.array(seconds["matrix product"])
+    null = np.array(seconds["embed"]) / np.array(seconds["embed again (null)"])
+    rows = []
+    print(f"{torch.cuda.get_device_name()}, {arguments.tokens} tokens, ceiling {np.median(ceiling) / 1e12:.0f} TFLOP/s")
+    print(f"embed against itself: {np.median(null):.3f} [{null.min():.3f} - {null.max():.3f}]")
+    for name, (n_cells, n_operations, _) in cases.items():
+        taken = np.array(seconds[name])
+        shares = n_operations / taken / ceiling
+        rows.append(
+            {
+                "what": name,
+                "tokens": arguments.tokens,
+                "cells_per_second": n_cells / float(np.median(taken)),
+                "tflops": n_operations / float(np.median(taken)) / 1e12,
+                "share_of_ceiling": float(np.median(shares)),
+                "lowest": float(shares.min()),
+                "highest": float(shares.max()),
+                "null": float(np.median(null)),
+                "repeats": arguments.repeats,
+                "attention": kernels.get(name, []),
+            }
+        )
+        if n_cells:
+            print(
+                "{what:26} {cells_per_second:9.1f} cells/s {tflops:7.1f} TFLOP/s  {share_of_ceiling:6.1%} of the ceiling "
+                "[{lowest:.1%} - {highest:.1%}]".format(**rows[-1])
+            )
+    write_report(arguments.json, __file__, rows)
+
+
+if __name__ == "__main__":
+    main()
