@@ -36,8 +36,8 @@ class StateBatch(NamedTuple):
 
     def to(self, device: torch.device) -> StateBatch:
         """The same batch on another device."""
-        mask = None if self.padding_mask is None else self.padding_mask.to(device)
-        return StateBatch(self.states.to(device), mask)
+        mask = None if self.padding_mask is None else to_device(self.padding_mask, device)
+        return StateBatch(to_device(self.states, device), mask)
 
 
 def length_batches(lengths: np.ndarray, *, max_tokens: int, max_cells: int | None = None) -> list[np.ndarray]:

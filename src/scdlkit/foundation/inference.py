@@ -9,6 +9,7 @@ from itertools import islice
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from scdlkit._settings import settings
@@ -16,7 +17,7 @@ from scdlkit._settings import settings
 from ._device import embedding_precision, resolve_device
 from ._overlap import on_host, prepared
 from ._processes import processes, put_together
-from .batching import MAX_BATCH_TOKENS, collate, length_batches, packs
+from .batching import MAX_BATCH_TOKENS, Batch, collate, length_batches, packs
 from .frozen import FrozenEncoder, Scratch, can_freeze
 from .model import ScGPTEncoder
 from .stored_tokens import AnyTokens
@@ -113,10 +114,23 @@ def _padded(
     with torch.inference_mode(), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
         tables = encoder.input_tables()
         special = {"cls_id": cls_id, "pad_id": pad_id, "pad_value": encoder.config.pad_value}
-        collated = ((cells, collate(tokens, cells, **special, device=device)) for cells in batches)
-        with prepared(collated, device) as ready:
-            moved = ((cells, batch.to(device)) for cells, batch in ready)
-            yield from on_host((cells, encoder.cls(*batch, tables=tables).float()) for cells, batch in moved)
+        yield from _overlapped(
+            tokens, batches, lambda batch: encoder.cls(*batch, tables=tables).float(), device=device, **special
+        )
+
+
+def _overlapped(
+    tokens: AnyTokens,
+    batches: Iterable[np.ndarray],
+    compute: Callable[[Batch], Tensor],
+    *,
+    device: torch.device,
+    **special: int,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Each batch of cells with what is computed of it once it is padded; the host does its part while a GPU computes."""
+    collated = ((cells, collate(tokens, cells, **special, device=device)) for cells in batches)
+    with prepared(collated, device) as ready:
+        yield from on_host((cells, compute(batch.to(device))) for cells, batch in ready)
 
 
 def lower_states(
@@ -150,13 +164,15 @@ def lower_states(
             frozen, batches, lambda cells, scratch: frozen.states(tokens[cells].load(), cls_id, scratch)[0]
         )
         return
+
+    def compute(batch: Batch) -> Tensor:
+        x = encoder.encode(encoder.embed_inputs(batch.gene_ids, batch.values), batch.padding_mask, stop=n_blocks)
+        return x.flatten(0, 1) if batch.padding_mask is None else x[~batch.padding_mask]
+
     with torch.inference_mode():
-        for cells in length_batches(tokens.lengths, max_tokens=MAX_BATCH_TOKENS[device.type]):
-            batch = collate(tokens, cells, cls_id=cls_id, pad_id=pad_id, pad_value=encoder.config.pad_value).to(device)
-            x = encoder.embed_inputs(batch.gene_ids, batch.values)
-            x = encoder.encode(x, batch.padding_mask, stop=n_blocks)
-            real = x.flatten(0, 1) if batch.padding_mask is None else x[~batch.padding_mask]
-            yield cells, real.cpu().numpy()
+        special = {"cls_id": cls_id, "pad_id": pad_id, "pad_value": encoder.config.pad_value}
+        padded = length_batches(tokens.lengths, max_tokens=MAX_BATCH_TOKENS[device.type])
+        yield from _overlapped(tokens, padded, compute, device=device, **special)
 
 
 def _packed(

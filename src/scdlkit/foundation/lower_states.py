@@ -144,6 +144,7 @@ class StateRows:
 
     def __init__(self, states: LowerStates, cells: np.ndarray) -> None:
         self._states, self._cells = states, cells
+        self._read: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {}
 
     @property
     def n_cells(self) -> int:
@@ -153,6 +154,12 @@ class StateRows:
     def __getitem__(self, index: Any) -> StateRows:
         """The cells at ``index``, in that order."""
         return StateRows(self._states, np.atleast_1d(self._cells[index]))
+
+    def load(self, n_blocks: int) -> StateRows:
+        """The same cells, for which :meth:`after` reads no file again."""
+        loaded = StateRows(self._states, self._cells)
+        loaded._read[n_blocks] = self.after(n_blocks)
+        return loaded
 
     def kept(self, n_blocks: int) -> bool:
         """Whether the states after so many blocks are there; the first call computes them for all cells."""
@@ -173,6 +180,8 @@ class StateRows:
         RuntimeError
             If they are not kept.
         """
+        if n_blocks in self._read:
+            return self._read[n_blocks]
         file = self._states.after(n_blocks)
         if file is None:
             raise RuntimeError(f"The states after {n_blocks} blocks are not kept; ask kept() first.")

@@ -135,9 +135,12 @@ class EncoderStrategy(GradientStrategy):
         return [found[i] for i in torch.randperm(len(found), generator=generator).tolist()]
 
     def read(self, cells: CellData, rows: np.ndarray) -> CellData:
-        """Some cells, their tokens in memory."""
+        """Some cells, their tokens in memory, or what the frozen blocks made of them where that is kept."""
         part = cells.subset(rows)
-        return replace(part, tokens=_tokens(part).load())
+        states = self._states(part)
+        if states is None:
+            return replace(part, tokens=_tokens(part).load())
+        return replace(part, states=states.load(self._adapted.n_frozen))
 
     def token_lengths(self, cells: CellData) -> np.ndarray:
         """Tokens of each cell, ``<cls>`` included."""
