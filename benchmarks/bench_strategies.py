@@ -15,6 +15,7 @@ with random weights in the shape of whole-human (12 layers, 512 wide); the score
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import warnings
@@ -157,13 +158,18 @@ def with_epochs(name: str, **training: Any) -> Any:
     return replace(config, training=replace(config.training, **training))
 
 
+def installed(package: str) -> bool:
+    """Whether an optional package is there; no package always is."""
+    return not package or importlib.util.find_spec(package) is not None
+
+
 def compare(adata: ad.AnnData, out: Path, training: dict[str, Any], **settings: Any) -> pd.DataFrame:
     """The table of every strategy and baseline; goes on with what ``out`` holds."""
     strategies = [name for name in available_strategies("strategy") if name != "any_peft"]
     configs = {name: with_epochs(name, **(training if name != "head" else {})) for name in strategies}
     runner = sk.AnnotationRunner(
         strategies=strategies,
-        baselines=available_strategies("baseline"),
+        baselines=[name for name in available_strategies("baseline") if installed(get_strategy(name).package)],
         strategy_configs={name: config for name, config in configs.items() if config is not None},
         small_classes="drop",
         **settings,
