@@ -128,8 +128,8 @@ def test_standalone_checkpoint_gives_the_same_probabilities(fitted, name, tmp_pa
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("adapter", "adds adapters, which the official layout has no place for"),
-        ("prefix_tuning", "adds prefixes"),
+        ("adapter", "adds adapters or prefixes, which the official layout has no place for"),
+        ("prefix_tuning", "adds adapters or prefixes"),
         ("pca_logreg", "uses no encoder"),
         ("knn_frozen", "has no head that the official layout has a place for"),
     ],

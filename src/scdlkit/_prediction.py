@@ -10,16 +10,19 @@ import numpy as np
 from ._keys import UNASSIGNED
 from ._settings import logger
 from ._stream import Result, put_together
-from .foundation._device import resolve_device
+from .foundation._device import embedding_precision, resolve_device
 from .foundation.inference import normalise
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from ._reader import CellReader
     from .foundation.expression import Expression
     from .foundation.known_cells import KnownCells
     from .foundation.strategies import Strategy
+    from .foundation.tokens import Tokens
+
+_CLOSE = 3
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,8 @@ class Embedder:
 class Predictor:
     """Labels, probabilities and embeddings, under one fitted strategy, of pieces of an expression matrix.
 
+    In another precision than fp32 the encoder runs a second time, in fp32, over the cells whose label is a close call.
+
     Parameters
     ----------
     strategy
@@ -57,7 +62,7 @@ class Predictor:
     device
         As everywhere.
     arrays
-        Whether embedding and probabilities are wanted. Strategies inside the encoder run it once more for the former.
+        Whether embedding and probabilities are wanted.
     """
 
     strategy: Strategy
@@ -75,20 +80,19 @@ class Predictor:
         """
         draws = self.reader.tokenize(piece)
         occupied = np.flatnonzero(draws[0].lengths > 0)
-        strategy, frozen = self.strategy, self.strategy.frozen
         probabilities = np.full((piece.n_cells, len(self.classes)), np.nan, dtype=np.float32)
         latent = np.zeros((piece.n_cells, self.reader.embsize), dtype=np.float32)
         codes = np.full(piece.n_cells, -1, dtype=np.int64)
         if len(occupied):
-            cells = self.reader.cells(piece, draws, occupied, [strategy], known=self.known, embed=frozen)
-            strategy.to(resolve_device(self.device))
-            strategy.cover(piece.genes.known_ids)
-            # a frozen embedding is averaged over the draws already
-            parts = [cells] if frozen else [replace(cells, tokens=tokens[occupied]) for tokens in draws]
-            probabilities[occupied] = np.mean([strategy.predict_proba(part) for part in parts], axis=0)
+            device = resolve_device(self.device)
+            self.strategy.to(device)
+            self.strategy.cover(piece.genes.known_ids)
+            precision = embedding_precision(self.reader.precision, device) if self.strategy.uses_encoder else "fp32"
+            probabilities[occupied], latent[occupied] = self._outputs(piece, draws, occupied, precision)
+            close = occupied[close_calls(probabilities[occupied])]
+            if precision != "fp32" and len(close):
+                probabilities[close], latent[close] = self._outputs(piece, draws, close, "fp32")
             codes[occupied] = probabilities[occupied].argmax(axis=1)
-            if self.arrays:
-                latent[occupied] = normalise(np.mean([strategy.latent(part) for part in parts], axis=0))
         confidence = np.take_along_axis(probabilities, codes[:, None].clip(min=0), axis=1)[:, 0]
         result: Result = {
             "label_codes": codes,
@@ -96,6 +100,31 @@ class Predictor:
             "split": self.known.split_of(draws[0].cell_keys),
         }
         return {**result, "probabilities": probabilities, "latent": latent} if self.arrays else result
+
+    def _outputs(
+        self, piece: Expression, draws: Sequence[Tokens], rows: np.ndarray, precision: str
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Probabilities and embedding, averaged over the draws, of some cells with known genes."""
+        strategy = self.strategy
+        strategy.precision = precision
+        embed = strategy.frozen and (self.arrays or "embedding" in strategy.needs)
+        reader = self.reader.at(precision)
+        cells = reader.cells(piece, draws, rows, [strategy], known=self.known, embed=embed)
+        if strategy.frozen and not embed:  # a baseline, and nobody wants the embedding
+            return strategy.predict_proba(cells), np.zeros((len(rows), reader.embsize), dtype=np.float32)
+        # a frozen embedding is averaged over the draws already
+        parts = [cells] if strategy.frozen else [replace(cells, tokens=tokens[rows]) for tokens in draws]
+        probabilities, latents = zip(*(strategy.outputs(part) for part in parts), strict=True)
+        return np.mean(probabilities, axis=0), normalise(np.mean(latents, axis=0))
+
+
+def close_calls(probabilities: np.ndarray) -> np.ndarray:
+    """Positions of cells ``[n, classes]`` whose second label is more than a third as likely as the first.
+
+    Rounding to bfloat16 or int8 may change the label of these, and hardly that of others.
+    """
+    second, first = np.partition(probabilities, -2, axis=1)[:, -2:].T
+    return np.flatnonzero(_CLOSE * second > first)
 
 
 def annotate_parts(parts: Iterable[tuple[slice, Result]], n_cells: int) -> Result:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -83,6 +84,12 @@ class CellReader:
         self.vocabulary = Vocabulary.from_json(checkpoint.vocab_path)
         self._encoder: ScGPTEncoder | None = None
         self._genes = np.empty(0, dtype=np.int64)
+
+    def at(self, precision: str) -> CellReader:
+        """The same reader in another precision."""
+        other = copy.copy(self)
+        other.precision = precision
+        return other
 
     def choose(self, adata: AnnData) -> Expression:
         """The matrix with its matched genes.

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from .checkpoints import Checkpoint
 from .model import AnnotationHead
 from .strategies import FrozenProbe, Head, Strategy
-from .strategies._encoder import PEFT_BASE, AdaptedEncoder, EncoderStrategy
-from .strategies.prefix_tuning import Prefix
+from .strategies._adapted import AdaptedEncoder, merged
+from .strategies._encoder import EncoderStrategy
 from .vocabulary import Vocabulary
 from .weights import detect_spelling, load_encoder, read_weights, save_checkpoint
 
@@ -79,23 +79,19 @@ def export_checkpoint(
 
 def _take_over(encoder: nn.Module, strategy: EncoderStrategy) -> None:
     """Give the full pretrained encoder the adapted weights."""
-    adapted = copy.deepcopy(strategy.encoder).cpu()
-    if any(isinstance(module, Prefix) for module in adapted.modules()):
-        raise ValueError(f"Strategy {strategy.name!r} adds prefixes, which the official layout has no place for.")
-    for module in adapted.modules():
-        if hasattr(module, "merge") and hasattr(module, "base_layer"):  # peft's layers
-            module.merge()  # type: ignore[operator]
-        elif hasattr(module, "base_layer"):
-            raise ValueError(f"Strategy {strategy.name!r} adds adapters, which the official layout has no place for.")
-    target = encoder.state_dict()
-    merged = {name.replace(PEFT_BASE, ""): value for name, value in adapted.state_dict().items()}
+    adapted = merged(strategy.encoder)
+    if adapted is None:
+        raise ValueError(
+            f"Strategy {strategy.name!r} adds adapters or prefixes, which the official layout has no place for."
+        )
+    target, weights = encoder.state_dict(), adapted.state_dict()
     rows = torch.from_numpy(adapted.token_ids)
     with torch.no_grad():
         for name, value in target.items():
             if name == "gene_embedding.weight":
-                value[rows] = merged[name]
+                value[rows] = weights[name]
             else:
-                value.copy_(merged[name])
+                value.copy_(weights[name])
 
 
 def _probe_as_head(strategy: FrozenProbe) -> tuple[AnnotationHead, Tensor, Tensor]:

@@ -325,14 +325,46 @@ def test_same_seed_same_weights_and_the_global_generator_is_left_alone(data):
 def test_merged_by_peft_equals_unmerged(case, data, fitted):
     strategy = make(case, data)
     strategy.load_state(fitted(case).state_dict(), fitted(case).metadata())
-    unmerged = strategy.predict_proba(data.val)
+    unmerged = strategy.probabilities(data.val, 3)
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = [module for module in strategy.encoder.modules() if isinstance(module, BaseTunerLayer)]
     assert layers
     for layer in layers:
         layer.merge()
-    np.testing.assert_allclose(strategy.predict_proba(data.val), unmerged, atol=1e-5)
+    np.testing.assert_allclose(strategy.probabilities(data.val, 3), unmerged, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_predictions_are_those_of_the_module_that_was_trained(case, data, fitted, monkeypatch):
+    """What is merged, packed and run once gives the numbers of the module as it is."""
+    strategy = make(case, data)
+    strategy.load_state(fitted(case).state_dict(), fitted(case).metadata())
+    runs = []
+    encoder_class = type(strategy.encoder)
+    forward = encoder_class.cls
+    monkeypatch.setattr(encoder_class, "cls", lambda *args, **kw: runs.append(1) or forward(*args, **kw))
+    probabilities, latent = strategy.outputs(data.val)
+    assert bool(runs) == case.startswith(("adapter", "prefix"))  # all others run as a plain encoder
+    np.testing.assert_allclose(probabilities, strategy.probabilities(data.val, 3), atol=1e-5)
+    expected = strategy._run(data.val, lambda part: strategy.encoder.cls(*strategy._batch(part)), latent.shape[1])
+    np.testing.assert_allclose(latent, expected, atol=1e-5)
+    np.testing.assert_array_equal(strategy.predict_proba(data.val), probabilities)
+    np.testing.assert_array_equal(strategy.latent(data.val), latent)
+
+
+@pytest.mark.parametrize("case", ["lora-all", "full_finetune", "adapter", "prefix_tuning"])
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_predictions_in_another_precision(case, precision, data, fitted):
+    strategy = fitted(case)
+    exact = strategy.latent(data.val)
+    strategy.precision = precision
+    try:
+        latent = strategy.latent(data.val)
+    finally:
+        strategy.precision = None
+    assert not np.array_equal(latent, exact)
+    np.testing.assert_allclose(latent, exact, atol=0.1)
 
 
 def test_prefix_equals_attention_over_concatenated_keys(data):

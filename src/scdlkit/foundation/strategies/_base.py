@@ -79,6 +79,7 @@ class Strategy(ABC):
     needs_to_fit: ClassVar[frozenset[str]] = frozenset()  # further parts that fit reads
     frozen: ClassVar[bool] = True  # whether the encoder stays as it was pretrained
     source: EncoderSource | None = None  # set before fit or load_state, for strategies that change the encoder
+    precision: str | None = None  # of a changed encoder that predicts; the setting by default
 
     def __init__(self, config: Config | Mapping[str, Any] | None = None, *, name: str | None = None) -> None:
         if name is not None:
@@ -141,6 +142,10 @@ class Strategy(ABC):
     @abstractmethod
     def predict_proba(self, cells: CellData) -> np.ndarray:
         """Class probabilities, float32 ``[n, n_classes]``; rows sum to 1."""
+
+    def outputs(self, cells: CellData) -> tuple[np.ndarray, np.ndarray]:
+        """:meth:`predict_proba` and :meth:`latent`, which have much in common where the encoder is changed."""
+        return self.predict_proba(cells), self.latent(cells)
 
     @abstractmethod
     def state_dict(self) -> dict[str, torch.Tensor]:

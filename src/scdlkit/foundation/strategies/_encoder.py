@@ -14,14 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from scdlkit.foundation._device import embedding_precision
 from scdlkit.foundation._overlap import on_host, prepared
 from scdlkit.foundation._processes import processes, put_together
 from scdlkit.foundation._random import seeded
 from scdlkit.foundation.batching import MAX_BATCH_TOKENS, Batch, StateBatch, collate, length_batches
+from scdlkit.foundation.frozen import can_freeze
+from scdlkit.foundation.inference import embed_tokens
 from scdlkit.foundation.model import AnnotationHead, Block, ScGPTEncoder
 
+from ._adapted import AdaptedEncoder, merged
 from ._base import EncoderSource, GradientStrategy, check_tensors
 from ._cells import CellData
 
@@ -29,51 +33,9 @@ if TYPE_CHECKING:
     from scdlkit.foundation.lower_states import StateRows
     from scdlkit.foundation.stored_tokens import AnyTokens
 
+_CLASSIFY_CELLS = 8192  # at a time
 _STRETCH = 50  # batches that are sorted by length together
 PEFT_BASE = ".base_layer"  # peft moves a layer's own weights here when it wraps it
-
-
-class AdaptedEncoder(nn.Module):
-    """Encoder and head; the embedding is standardised as the frozen one of the training cells is, then classified.
-
-    ``n_frozen`` is how many of the lowest blocks are as they were pretrained, the embeddings below them included. There
-    is no dropout in these while the others train, so what they make of a cell is the same in every epoch.
-    """
-
-    mean: Tensor
-    scale: Tensor
-
-    def __init__(self, encoder: ScGPTEncoder, head: AnnotationHead, mean: Tensor, scale: Tensor) -> None:
-        super().__init__()
-        self.encoder, self.head = encoder, head
-        self.n_frozen = _n_frozen(encoder)
-        self.register_buffer("mean", mean)
-        self.register_buffer("scale", scale)
-
-    def forward(self, batch: Batch | StateBatch) -> Tensor:
-        """Logits ``[B, classes]``, from tokens or from what the frozen blocks made of them."""
-        if isinstance(batch, StateBatch):
-            x = self.encoder.encode(batch.states.float(), batch.padding_mask, cls_only=True, start=self.n_frozen)
-            embedding = x[:, 0]
-        else:
-            embedding = self.encoder.cls(*batch)
-        return self.head((embedding - self.mean) / self.scale)
-
-    def train(self, mode: bool = True) -> AdaptedEncoder:
-        """As of any module, but the frozen blocks and what is below them stay in eval mode."""
-        super().train(mode)
-        if self.n_frozen:
-            self.encoder.value_encoder.eval()
-            self.encoder.blocks[: self.n_frozen].eval()
-        return self
-
-
-def _n_frozen(encoder: ScGPTEncoder) -> int:
-    """How many of the lowest blocks do not train; 0 where something below them does."""
-    trains = [name for name, value in encoder.named_parameters() if value.requires_grad]
-    if not all(name.startswith("blocks.") for name in trains):
-        return 0
-    return min((int(name.split(".")[1]) for name in trains), default=0)
 
 
 class EncoderStrategy(GradientStrategy):
@@ -121,7 +83,7 @@ class EncoderStrategy(GradientStrategy):
         """Logits ``[n, n_classes]``."""
         states = self._states(cells)
         batch = self._batch(cells) if states is None else StateBatch(*states.after(self._adapted.n_frozen))
-        return self.trained_module()(batch.to(next(self.trained_module().parameters()).device))
+        return self.trained_module()(batch.to(self._device))
 
     def batches(self, cells: CellData, batch_size: int, generator: torch.Generator) -> list[np.ndarray]:
         """Random batches of cells of about the same length: shuffle, sort within stretches, shuffle the batches."""
@@ -154,7 +116,20 @@ class EncoderStrategy(GradientStrategy):
 
     def predict_proba(self, cells: CellData) -> np.ndarray:
         """Class probabilities, float32 ``[n, n_classes]``, from the tokens: states that are kept are rounded."""
-        return super().predict_proba(replace(cells, states=None))
+        return self.outputs(cells)[0]
+
+    def outputs(self, cells: CellData) -> tuple[np.ndarray, np.ndarray]:
+        """Class probabilities and embedding, for which the encoder runs once."""
+        self._check_fitted()
+        latent = self.latent(cells)
+        module, device = self._adapted.eval(), self._device
+        probabilities = np.empty((cells.n_cells, self.n_classes), dtype=np.float32)
+        with torch.inference_mode():
+            for start in range(0, cells.n_cells, _CLASSIFY_CELLS):
+                part = slice(start, start + _CLASSIFY_CELLS)
+                logits = module.classify(torch.from_numpy(latent[part]).to(device))
+                probabilities[part] = logits.softmax(-1).cpu().numpy()
+        return probabilities, latent
 
     def probabilities(self, cells: CellData, n_classes: int) -> np.ndarray:
         """Class probabilities of the module as it is, in eval mode and without gradients."""
@@ -163,9 +138,20 @@ class EncoderStrategy(GradientStrategy):
     def latent(self, cells: CellData) -> np.ndarray:
         """Adapted embedding float32 ``[n, embsize]``, the output at ``<cls>``, not normalised."""
         self._check_cells(cells)
-        device = next(self.trained_module().parameters()).device
-        width = self.encoder.config.embsize
-        return self._run(cells, lambda part: self.encoder.cls(*self._batch(part).to(device)).float(), width)
+        tokens, source, device = _tokens(cells), self._require_source(), self._device
+        self.cover(tokens.genes())
+        how = embedding_precision(self.precision, device)
+        plain = merged(self.encoder)
+        if plain is not None and (device.type != "cpu" or can_freeze(plain)):
+            ids = {"cls_id": source.cls_id, "pad_id": source.pad_id}
+            return embed_tokens(plain, tokens, **ids, device=device, precision=how, progress=False)
+        dtype = {"fp32": None, "fp16": torch.float16}.get(how, torch.bfloat16)  # int8 is for plain encoders
+
+        def embed(part: CellData) -> Tensor:
+            with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+                return self.encoder.cls(*self._batch(part).to(device)).float()
+
+        return self._run(replace(cells, states=None), embed, self.encoder.config.embsize)
 
     @property
     def encoder(self) -> ScGPTEncoder:
@@ -176,6 +162,10 @@ class EncoderStrategy(GradientStrategy):
     def _adapted(self) -> AdaptedEncoder:
         module: Any = self.trained_module()
         return getattr(module, "module", module)  # wrapped where several processes train it
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.trained_module().parameters()).device
 
     def state_dict(self) -> dict[str, Tensor]:
         """The delta: what was added to the encoder, what trained of it, the head, and its standardisation."""
@@ -205,7 +195,7 @@ class EncoderStrategy(GradientStrategy):
     def _batch(self, cells: CellData) -> Batch:
         tokens, source = _tokens(cells).load(), self._require_source()
         self.cover(tokens.gene_ids)
-        pad_value, device = self.encoder.config.pad_value, next(self.trained_module().parameters()).device
+        pad_value, device = self.encoder.config.pad_value, self._device
         return collate(tokens, cls_id=source.cls_id, pad_id=source.pad_id, pad_value=pad_value, device=device)
 
     def _states(self, cells: CellData) -> StateRows | None:
@@ -220,7 +210,7 @@ class EncoderStrategy(GradientStrategy):
         """
         self.trained_module().eval()
         result = np.zeros((cells.n_cells, width), dtype=np.float32)
-        device = next(self.trained_module().parameters()).device
+        device = self._device
         cells = cells.only({"tokens"})
         rank, count = processes(device)
         self.cover(_tokens(cells).genes())
