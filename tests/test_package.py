@@ -31,9 +31,10 @@ LAYERS = """
     foundation.recommendation foundation.intervals foundation.metrics foundation.calibration
     foundation._one_fit foundation._run_state
     foundation.training foundation._fit foundation._compiled foundation._training_state foundation._preflight
-    foundation.lower_states foundation.inference foundation.embedding_cache foundation.disk_cache foundation.known_cells foundation.confounding foundation.plan foundation.folds foundation.splits
+    foundation.lower_states foundation.embedding_cache foundation.disk_cache foundation.known_cells foundation.confounding foundation.plan foundation.folds foundation.splits
     foundation._split_checks foundation._group_splits foundation.strategies
-    foundation.weights foundation.frozen foundation.model foundation.batching
+    foundation.inference
+    foundation.weights foundation.frozen_cuda foundation._layer_norm_triton foundation.frozen foundation.model foundation.batching
     foundation._packed_linear foundation._frozen_kernels foundation._vector_math foundation._dropout
     foundation.stored_tokens foundation.row_file foundation.tokens
     foundation._binning foundation._distinct

@@ -113,7 +113,7 @@ class Settings:
 
     @property
     def precision(self) -> str:
-        """Of a frozen encoder: ``"fp32"``, ``"bf16"``, ``"fp16"`` (GPU), ``"int8"`` (CPU); ``"auto"``: bf16 on a GPU, else fp32."""
+        """Of an encoder that predicts: ``"fp32"``, ``"bf16"``, ``"fp16"`` (GPU), ``"int8"`` (CPU); ``"auto"``: fp16 on a GPU, else fp32."""
         return self._precision
 
     @precision.setter

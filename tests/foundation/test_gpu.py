@@ -8,6 +8,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scdlkit.foundation.batching import collate
+from scdlkit.foundation.frozen_cuda import can_run_packed
 from scdlkit.foundation.inference import embed_tokens
 from scdlkit.foundation.strategies import AdapterConfig, CellData, FullFinetuneConfig, TrainingConfig, get_strategy
 from scdlkit.foundation.training import Trainer
@@ -55,7 +56,7 @@ def test_training_gives_what_the_cpu_gives(data, fits, kind, compiled):
             learning_rate=1e-3, batch_size=16, max_epochs=2, compile=compiled and device == "cuda"
         )
         strategy = get_strategy(kind.strategy)(kind(training=training))
-        strategy.source = source
+        strategy.source, strategy.precision = source, "fp32"
         strategy.fit(train, val, n_classes=3, seed=1, device=device, trainer=Trainer(progress=False))
         found.append((strategy.predict_proba(val), strategy.latent(val)))
     for one, other in zip(*found, strict=True):
@@ -63,11 +64,36 @@ def test_training_gives_what_the_cpu_gives(data, fits, kind, compiled):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # PyTorch's reasons against every other kernel
-def test_cells_of_one_length_alone_reach_flash_attention(data):
+def test_cells_of_any_length_reach_flash_attention(data):
     cells, _, source = data
-    alike = np.flatnonzero(cells.tokens.lengths == np.bincount(cells.tokens.lengths).argmax())
-    assert len(alike) > 1
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # an error where another kernel would be needed
-        embed(source, cells.subset(alike), "cuda", precision="bf16")
-        with pytest.raises(RuntimeError, match="No available kernel"):
-            embed(source, cells, "cuda", precision="bf16")
+        for rows in (np.arange(cells.n_cells), np.flatnonzero(cells.tokens.lengths == cells.tokens.lengths[0])):
+            embed(source, cells.subset(rows), "cuda", precision="bf16")
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("alike", [False, True])
+def test_packed_cells_in_half_precision(data, precision, alike):
+    cells, _, source = data
+    tokens = cells.tokens
+    if alike:
+        tokens = tokens[np.flatnonzero(tokens.lengths == np.bincount(tokens.lengths).argmax())]
+    encoder = source.encoder().to("cuda")
+    assert can_run_packed(encoder, precision)
+    ids = {"cls_id": source.cls_id, "pad_id": source.pad_id}
+    exact = embed_tokens(source.encoder(), tokens, **ids, device="cpu", progress=False)
+    found = embed_tokens(encoder, tokens, **ids, device="cuda", precision=precision, progress=False)
+    steps = {"bf16": 2**8, "fp16": 2**11}[precision]
+    error = np.abs(found - exact).max()
+    assert 0 < error < 20 * np.abs(exact).max() / steps
+
+
+def test_layer_norm_in_one_pass():
+    triton_norm = pytest.importorskip("scdlkit.foundation._layer_norm_triton")
+    generator = torch.Generator("cuda").manual_seed(0)
+    for n_rows, width in ((1, 8), (7, 96), (1001, 512), (5, 513)):
+        x = 3 + torch.randn(n_rows, width, device="cuda", dtype=torch.float16, generator=generator)
+        weight, bias = torch.randn(2, width, device="cuda", generator=generator)
+        expected = torch.nn.functional.layer_norm(x.double(), (width,), weight.double(), bias.double(), 1e-5)
+        found = triton_norm.layer_norm_(x.clone(), weight, bias, 1e-5)
+        torch.testing.assert_close(found.double(), expected, rtol=2e-3, atol=2e-3)

@@ -61,6 +61,8 @@ def embedding_precision(precision: str | None, device: torch.device) -> str:
         If it is unknown or the device does not have it.
     """
     name = settings.precision if precision is None else precision
+    if name == "auto" and device.type == "cuda":
+        return "fp16"  # as fast as bf16 and eight times as exact; layer norms keep the states in its range
     if name == "int8" and device.type == "cpu":
         return name
     if name not in {"auto", "fp32", "bf16", "fp16"}:

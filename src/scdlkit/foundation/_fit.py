@@ -49,7 +49,7 @@ class Fit:
         self.rank, self.n_processes = self.accelerator.process_index, self.accelerator.num_processes
         self.is_main = self.rank == 0
         self.module = strategy.trained_module().to(device)
-        self.optimizer = torch.optim.AdamW(_parameter_groups(strategy, config))
+        self.optimizer = torch.optim.AdamW(_parameter_groups(strategy, config), fused=device.type == "cuda")
         self.wrapped = self.accelerator.prepare_model(self.module, device_placement=False)
         self._dtype = autocast_dtype(config.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self._dtype is torch.float16)

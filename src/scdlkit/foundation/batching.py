@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ._overlap import to_device
 from .stored_tokens import AnyTokens, StoredTokens
+from .tokens import Tokens
 
 MAX_BATCH_TOKENS = {"cpu": 8_192, "cuda": 131_072, "mps": 32_768}  # of a padded batch, by device
 
@@ -123,6 +124,25 @@ def _host_tensors(shape: tuple[int, int], device: torch.device | None) -> tuple[
         return tuple(torch.empty(shape, dtype=dtype) for dtype in dtypes)
     with torch.cuda.device(device):  # a worker thread would pin for the first GPU
         return tuple(torch.empty(shape, dtype=dtype, pin_memory=True) for dtype in dtypes)
+
+
+def pack(tokens: Tokens, *, cls_id: int, pad_value: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cells one behind the other, without padding.
+
+    Returns
+    -------
+    ndarray, ndarray
+        int64 ``[tokens]``: gene ids, ``<cls>`` in front of each cell, and values, ``pad_value`` at ``<cls>``.
+    ndarray
+        int64 ``[cells + 1]``, where each cell begins and ends.
+    """
+    starts = tokens.indptr + np.arange(tokens.n_cells + 1)
+    first = np.zeros(starts[-1], dtype=bool)
+    first[starts[:-1]] = True
+    gene_ids, values = np.empty(starts[-1], np.int64), np.empty(starts[-1], np.int64)
+    gene_ids[first], values[first] = cls_id, pad_value
+    gene_ids[~first], values[~first] = tokens.gene_ids, tokens.bins
+    return gene_ids, values, starts
 
 
 @numba.njit(nogil=True, cache=True)

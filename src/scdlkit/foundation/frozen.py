@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from . import _frozen_kernels as kernels
 from ._dropout import Dropout
 from ._packed_linear import FloatLinear, Int8Linear
+from .batching import pack
 from .model import Block, ScGPTEncoder, ValueEncoder
 from .tokens import Tokens
 
@@ -33,17 +34,21 @@ _SCORES = 1 << 21  # bytes of attention scores at a time
 _FEWEST_QUERIES = 32
 
 
-def can_freeze(encoder: ScGPTEncoder) -> bool:
-    """Whether this is exactly the pretrained architecture on the CPU, with nothing put in that would be bypassed."""
+def is_plain(encoder: ScGPTEncoder) -> bool:
+    """Whether this is exactly the pretrained architecture, with nothing put in that would be bypassed."""
     plain = {nn.Linear, nn.LayerNorm, nn.Embedding, Dropout, nn.ModuleList, Block, ValueEncoder, ScGPTEncoder}
-    unchanged = all(
+    return all(
         type(module) in plain
         and not (module._forward_hooks or module._forward_pre_hooks)
         and "forward" not in vars(module)
         and getattr(module, "prefix", None) is None
         for module in encoder.modules()
     )
-    return unchanged and all(
+
+
+def can_freeze(encoder: ScGPTEncoder) -> bool:
+    """Whether an encoder on the CPU can be a :class:`FrozenEncoder`."""
+    return is_plain(encoder) and all(
         # the loops here may do anything with NaN, the ones of PyTorch pass it on
         value.dtype is torch.float32 and value.device.type == "cpu" and bool(torch.isfinite(value).all())
         for value in encoder.parameters()
@@ -98,15 +103,9 @@ class FrozenEncoder:
         ndarray
             int64 ``[cells + 1]``, where each begins and ends.
         """
-        starts = tokens.indptr + np.arange(tokens.n_cells + 1)  # of each cell, with its <cls> in front
-        first = np.zeros(starts[-1], dtype=bool)
-        first[starts[:-1]] = True
-        rows, values = np.empty(starts[-1], np.int64), np.empty(starts[-1], np.int64)
-        rows[first], values[first] = self.row_of[cls_id], 0
-        rows[~first], values[~first] = self.row_of[tokens.gene_ids], tokens.bins
-        values[~first] -= self.pad_value
-        x = np.empty((len(rows), self.embsize), np.float32)
-        kernels.add_rows(self.genes, rows, self.values, values, x)
+        gene_ids, values, starts = pack(tokens, cls_id=cls_id, pad_value=self.pad_value)
+        x = np.empty((len(gene_ids), self.embsize), np.float32)
+        kernels.add_rows(self.genes, self.row_of[gene_ids], self.values, values - self.pad_value, x)
         with torch.inference_mode():
             short = _rounded(x) if self.dtype is torch.bfloat16 else torch.from_numpy(x)
             for block in self.blocks:

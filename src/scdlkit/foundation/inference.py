@@ -6,21 +6,25 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from scdlkit._settings import settings
+from scdlkit._settings import logger, settings
 
 from ._device import embedding_precision, resolve_device
 from ._overlap import on_host, prepared
 from ._processes import processes, put_together
 from .batching import MAX_BATCH_TOKENS, Batch, collate, length_batches, packs
 from .frozen import FrozenEncoder, Scratch, can_freeze
+from .frozen_cuda import HALVES, CUDAEncoder, PackedBatch, can_run_packed
 from .model import ScGPTEncoder
 from .stored_tokens import AnyTokens
+
+AnyBatch = TypeVar("AnyBatch", Batch, PackedBatch)
 
 _PACK_TOKENS = 4096  # at a time, per thread, where cells stand one behind the other
 
@@ -57,8 +61,8 @@ def embed_tokens(
     max_batch_tokens
         Token budget of a batch; by device by default.
     precision
-        ``"fp32"``, ``"bf16"``, on a GPU ``"fp16"``, on a CPU ``"int8"``, or ``"auto"``: what the GPU is made for, fp32
-        on a CPU. The setting by default.
+        ``"fp32"``, ``"bf16"``, on a GPU ``"fp16"``, on a CPU ``"int8"``, or ``"auto"``: fp16 on a GPU, fp32 on a CPU.
+        The setting by default.
     progress
         Show a progress bar; the setting by default.
 
@@ -86,6 +90,8 @@ def embed_tokens(
     run: Callable[..., Iterator[tuple[np.ndarray, np.ndarray]]]
     if device.type == "cpu" and can_freeze(encoder):
         run, cut, budget = _packed, packs, max_batch_tokens or _PACK_TOKENS
+    elif can_run_packed(encoder, how):
+        run, cut, budget = _packed_on_gpu, length_batches, max_batch_tokens or MAX_BATCH_TOKENS[device.type]
     else:
         run, cut, budget = _padded, length_batches, max_batch_tokens or MAX_BATCH_TOKENS[device.type]
     batches = cut(tokens.lengths[occupied], max_tokens=budget, max_cells=batch_size)
@@ -94,7 +100,29 @@ def embed_tokens(
         for cells, output in run(encoder, tokens, own, cls_id=cls_id, pad_id=pad_id, device=device, precision=how):
             embedding[cells] = output
             bar.update(len(cells) * count)
-    return put_together(embedding, device)
+    embedding = put_together(embedding, device)
+    if how == "fp16" and len(beyond := np.flatnonzero(~np.isfinite(embedding).all(axis=1))):
+        logger.warning("%d cells have states beyond float16 and are embedded in float32.", len(beyond))
+        embedding[beyond] = embed_tokens(
+            encoder, tokens[beyond], cls_id=cls_id, pad_id=pad_id, device=device, precision="fp32", progress=progress
+        )
+    return embedding
+
+
+def _packed_on_gpu(
+    encoder: ScGPTEncoder,
+    tokens: AnyTokens,
+    batches: list[np.ndarray],
+    *,
+    cls_id: int,
+    device: torch.device,
+    precision: str,
+    **_: object,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Each batch of cells with its embeddings, by :class:`CUDAEncoder`."""
+    fast = CUDAEncoder(encoder, HALVES[precision])
+    ready = ((cells, fast.batch(tokens[cells].load(), cls_id)) for cells in batches)
+    yield from _overlapped(ready, fast, device)
 
 
 def _padded(
@@ -113,23 +141,23 @@ def _padded(
     dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     with torch.inference_mode(), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
         tables = encoder.input_tables()
-        special = {"cls_id": cls_id, "pad_id": pad_id, "pad_value": encoder.config.pad_value}
-        yield from _overlapped(
-            tokens, batches, lambda batch: encoder.cls(*batch, tables=tables).float(), device=device, **special
-        )
+        ready = _collated(encoder, tokens, batches, cls_id=cls_id, pad_id=pad_id, device=device)
+        yield from _overlapped(ready, lambda batch: encoder.cls(*batch, tables=tables).float(), device)
+
+
+def _collated(
+    encoder: ScGPTEncoder, tokens: AnyTokens, batches: Iterable[np.ndarray], *, device: torch.device, **ids: int
+) -> Iterator[tuple[np.ndarray, Batch]]:
+    return (
+        (cells, collate(tokens, cells, **ids, pad_value=encoder.config.pad_value, device=device)) for cells in batches
+    )
 
 
 def _overlapped(
-    tokens: AnyTokens,
-    batches: Iterable[np.ndarray],
-    compute: Callable[[Batch], Tensor],
-    *,
-    device: torch.device,
-    **special: int,
+    batches: Iterable[tuple[np.ndarray, AnyBatch]], compute: Callable[[AnyBatch], Tensor], device: torch.device
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Each batch of cells with what is computed of it once it is padded; the host does its part while a GPU computes."""
-    collated = ((cells, collate(tokens, cells, **special, device=device)) for cells in batches)
-    with prepared(collated, device) as ready:
+    """Cells with what is computed of their batch; the host makes the next one while a GPU computes."""
+    with prepared(batches, device) as ready:
         yield from on_host((cells, compute(batch.to(device))) for cells, batch in ready)
 
 
@@ -170,9 +198,9 @@ def lower_states(
         return x.flatten(0, 1) if batch.padding_mask is None else x[~batch.padding_mask]
 
     with torch.inference_mode():
-        special = {"cls_id": cls_id, "pad_id": pad_id, "pad_value": encoder.config.pad_value}
         padded = length_batches(tokens.lengths, max_tokens=MAX_BATCH_TOKENS[device.type])
-        yield from _overlapped(tokens, padded, compute, device=device, **special)
+        ready = _collated(encoder, tokens, padded, cls_id=cls_id, pad_id=pad_id, device=device)
+        yield from _overlapped(ready, compute, device)
 
 
 def _packed(

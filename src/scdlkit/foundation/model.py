@@ -148,12 +148,12 @@ class Block(nn.Module):
 
     def compute(self, x: Tensor, keep: Tensor | None, *, cls_only: bool = False) -> Tensor:
         """What :meth:`forward` gives."""
-        queries = x[:, :1] if cls_only else x
-        keys, values = self._heads(self.k(x)), self._heads(self.v(x))
+        queries, inputs = (x[:, :1] if cls_only else x), self._inputs(x)
+        keys, values = self._heads(self.k(inputs)), self._heads(self.v(inputs))
         if self.prefix is not None:
             keys, values, keep = self.prefix(keys, values, keep)
         attended = F.scaled_dot_product_attention(
-            self._heads(self.q(queries)),
+            self._heads(self.q(inputs[:, :1] if cls_only else inputs)),
             keys,
             values,
             attn_mask=keep,
@@ -162,6 +162,12 @@ class Block(nn.Module):
         attended = self.out(attended.transpose(1, 2).flatten(2))
         hidden = self.norm1(queries + self.dropout(attended))
         return self.norm2(hidden + self.dropout(self.fc2(self.dropout(F.relu(self.fc1(hidden))))))
+
+    def _inputs(self, x: Tensor) -> Tensor:
+        """``x`` in the type of autocast, which would otherwise convert it for each of three layers."""
+        plain = type(self.q) is type(self.k) is type(self.v) is nn.Linear
+        half = plain and torch.is_autocast_enabled(x.device.type)
+        return x.to(torch.get_autocast_dtype(x.device.type)) if half else x
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.nheads, -1)).transpose(1, 2)

@@ -133,7 +133,9 @@ class Tokens:
 
     def genes(self) -> np.ndarray:
         """int32, sorted: every gene that one of the cells has."""
-        return np.unique(self.gene_ids)
+        seen = np.zeros(int(self.gene_ids.max(initial=-1)) + 1, dtype=bool)
+        seen[self.gene_ids] = True
+        return np.flatnonzero(seen).astype(np.int32)
 
     @classmethod
     def concatenate(cls, parts: Sequence[Tokens]) -> Tokens:

@@ -64,7 +64,7 @@ def embed(
         ``"auto"``, ``"cpu"``, ``"cuda"``, …; the setting by default.
     precision
         Of the encoder: ``"fp32"``; ``"bf16"``, ``"int8"`` (CPU) or ``"fp16"`` (GPU), which are faster and less exact;
-        ``"auto"``: bf16 on a GPU that has it, else fp32. The setting by default.
+        ``"auto"``: fp16 on a GPU, else fp32. The setting by default.
     progress
         Show a progress bar; the setting by default.
     client
