@@ -26,7 +26,7 @@ FILES = {
 # Imports go down this list, or stay within one entry. Entries are modules, or folders with all that is in them.
 LAYERS = """
     cli _demo tl pl pp get
-    runner _recipes _saved _state _prepared _prediction _cluster _label_tables _cell_files _unfinished _stream _reader inspection _labels _annotation _run_config
+    runner _fitted _recipes _saved _state _prepared _prediction _cluster _label_tables _cell_files _unfinished _stream _reader inspection _labels _annotation _run_config
     foundation.bundle foundation.export foundation.label_efficiency foundation.repeated foundation._summary foundation.comparison
     foundation.recommendation foundation.intervals foundation.metrics foundation.calibration
     foundation._one_fit foundation._run_state
@@ -47,7 +47,7 @@ LAYERS = """
 FACADES = ("", "foundation")
 
 KNOW_ANNDATA = {
-    *"cli _demo tl pl pp get runner _prepared _prediction _cell_files _reader inspection _labels _annotation".split(),
+    *"cli _demo tl pl pp get runner _fitted _prepared _prediction _cell_files _reader inspection _labels _annotation".split(),
     *"foundation.expression foundation._candidates".split(),
     "foundation.strategies._genes",  # what it calls of scanpy takes nothing else
 }

@@ -21,14 +21,14 @@ from .foundation.tokens import TokenizerConfig
 if TYPE_CHECKING:
     from distributed import Client
 
-    from .runner import AnnotationRunner
+    from ._fitted import FittedModel
 
 
 @dataclass(frozen=True)
 class PredictRecipe:
     """One strategy of a saved model."""
 
-    runner_class: type[AnnotationRunner]
+    runner_class: type[FittedModel]
     folder: str
     checkpoint: str
     strategy: str
@@ -71,7 +71,7 @@ class EmbedRecipe:
 
 
 def predicted(
-    runner: AnnotationRunner,
+    runner: FittedModel,
     expression: Expression,
     strategy: str,
     *,

@@ -1,4 +1,4 @@
-"""A fitted AnnotationRunner <-> a model folder (see ``foundation/bundle.py`` for the files themselves)."""
+"""A fitted model <-> a model folder (see ``foundation/bundle.py`` for the files themselves)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -23,7 +23,9 @@ from .foundation.strategies import get_strategy
 from .inspection import ScGPTAnnotationDataReport
 
 if TYPE_CHECKING:
-    from .runner import AnnotationRunner
+    from ._fitted import FittedModel
+
+_Model = TypeVar("_Model", bound="FittedModel")
 
 _PACKAGES = ("scdlkit", "torch", "peft", "scikit-learn", "scanpy", "anndata", "numpy", "pandas")
 _REQUIRED = (
@@ -32,7 +34,7 @@ _REQUIRED = (
 )  # fmt: skip
 
 
-def write_runner(runner: AnnotationRunner, path: str | os.PathLike[str]) -> Path:
+def write_runner(runner: FittedModel, path: str | os.PathLike[str]) -> Path:
     """Write what a fitted runner learnt; see :meth:`scdlkit.AnnotationRunner.save`."""
     reference = runner._reader.checkpoint
     # by what the user asked for: a folder of one's own may be called as a registered checkpoint is
@@ -69,7 +71,7 @@ def write_runner(runner: AnnotationRunner, path: str | os.PathLike[str]) -> Path
     return write_bundle(path, manifest, tensors)
 
 
-def fingerprint(runner: AnnotationRunner, strategy: str) -> str:
+def fingerprint(runner: FittedModel, strategy: str) -> str:
     """Hex digest of all that predictions of a fitted strategy depend on; the same after saving and loading."""
     digest = hashlib.blake2b(digest_size=16)
     plain = {
@@ -88,13 +90,13 @@ def fingerprint(runner: AnnotationRunner, strategy: str) -> str:
 
 
 def read_runner(
-    cls: type[AnnotationRunner],
+    cls: type[_Model],
     path: str | os.PathLike[str],
     *,
     checkpoint: str | os.PathLike[str] | None,
     device: str | None,
     progress: bool | None,
-) -> AnnotationRunner:
+) -> _Model:
     """Rebuild a fitted runner; see :meth:`scdlkit.AnnotationRunner.load`."""
     manifest, tensors = read_bundle(path)
     missing = [name for name in _REQUIRED if name not in manifest]
@@ -125,7 +127,7 @@ def read_runner(
 
 
 def _rebuild(
-    cls: type[AnnotationRunner],
+    cls: type[_Model],
     path: str | os.PathLike[str],
     manifest: Mapping[str, Any],
     tensors: Mapping[str, torch.Tensor],
@@ -133,7 +135,7 @@ def _rebuild(
     checkpoint: str | os.PathLike[str],
     device: str | None,
     progress: bool | None,
-) -> AnnotationRunner:
+) -> _Model:
     runner = cls.__new__(cls)
     runner._restore(cls.config_class(**manifest["config"]), checkpoint, [], device, progress)
     reader = runner._use_checkpoint(reference)
