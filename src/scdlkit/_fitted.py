@@ -15,7 +15,6 @@ from ._keys import TABLES, UNASSIGNED, ResultKeys
 from ._prediction import Predictor, annotate_parts
 from ._reader import CellReader
 from ._recipes import predicted
-from ._run_config import RunnerConfig
 from ._saved import read_runner, write_runner
 from .foundation.checkpoints import Checkpoint
 from .foundation.export import export_checkpoint
@@ -28,13 +27,13 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from distributed import Client
 
+    from ._run_config import RunnerConfig
     from .inspection import ScGPTAnnotationDataReport
 
 
 class FittedModel:
     """What :class:`scdlkit.AnnotationRunner` has learnt, and what can be done with it; attributes are described there."""
 
-    config_class = RunnerConfig
     report_: ScGPTAnnotationDataReport
     results_: pd.DataFrame
     folds_: pd.DataFrame

@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 
 from ._keys import TABLES
+from ._run_config import RunnerConfig
 from .foundation.bundle import read_bundle, write_bundle
 from .foundation.checkpoints import Checkpoint, ensure_checkpoint, list_checkpoints
 from .foundation.known_cells import KnownCells
@@ -137,7 +138,7 @@ def _rebuild(
     progress: bool | None,
 ) -> _Model:
     runner = cls.__new__(cls)
-    runner._restore(cls.config_class(**manifest["config"]), checkpoint, [], device, progress)
+    runner._restore(RunnerConfig(**manifest["config"]), checkpoint, [], device, progress)
     reader = runner._use_checkpoint(reference)
     for name, entry in manifest["strategies"].items():
         strategy = get_strategy(entry["type"])(entry["config"], name=name)
