@@ -12,7 +12,6 @@ epoch over the same cells, or wall time with several threads; median [range] of 
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from _report import add_json_option, write_report
 from bench_embed import CLS, N_TOKENS, PAD, Upstream, cells_of
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--cells", type=int, default=16)
     parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, help="strategies; all by default")
-    parser.add_argument("--json", type=Path)
+    add_json_option(parser)
     arguments = parser.parse_args()
     sk.settings.verbosity = "ERROR"
     torch.set_num_threads(arguments.threads)
@@ -149,8 +149,7 @@ def main() -> None:
         print(
             "{what:34} {seconds_per_step:6.2f} s a step  {ratio:5.2f} [{lowest:.2f} - {highest:.2f}]".format(**rows[-1])
         )
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"torch": torch.__version__, "rows": rows}, indent=1) + "\n")
+    write_report(arguments.json, __file__, rows, threads=arguments.threads)
 
 
 if __name__ == "__main__":

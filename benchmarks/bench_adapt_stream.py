@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _report import add_json_option, write_report
 
 N_GENES, DRAWN, OWN, PIECE = 4000, 1150, 100, 2000
 CLASSES = ("B", "NK", "T", "mono")
@@ -131,7 +132,7 @@ def main() -> None:
     parser.add_argument("--cells", type=int, nargs="+", default=[5_000, 20_000])
     parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS))
     parser.add_argument("--memory", action="store_true", help="read the cells into memory first")
-    parser.add_argument("--json", type=Path)
+    add_json_option(parser)
     parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
@@ -158,8 +159,7 @@ def main() -> None:
                     f"{row['start_mb']:.0f} MB at the start, {row['disk_mb']:6.0f} MB on disk, {row['seconds']:5.0f} s",
                     flush=True,
                 )
-                if arguments.json:
-                    arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+                write_report(arguments.json, __file__, rows)
 
 
 if __name__ == "__main__":

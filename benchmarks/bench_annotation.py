@@ -16,9 +16,9 @@ import warnings
 from pathlib import Path
 
 import anndata as ad
-import numpy as np
 import pandas as pd
 import torch
+from _report import add_json_option, write_report
 
 import scdlkit as sk
 from scdlkit.foundation import ensure_checkpoint, save_checkpoint
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--label-key", default="cell_type")
     parser.add_argument("--group-key")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--json", type=Path)
+    add_json_option(parser)
     arguments = parser.parse_args()
     sk.settings.verbosity = "ERROR"
     rows = []
@@ -70,8 +70,7 @@ def main() -> None:
     summary = results.groupby(["data", "strategy", "encoder"])["test_macro_f1"].agg(["mean", "std", "count"])
     summary["test macro-F1"] = [f"{m:.3f} ± {s:.3f}" for m, s in zip(summary["mean"], summary["std"], strict=True)]
     print(summary[["test macro-F1", "count"]].to_string())
-    if arguments.json:
-        arguments.json.write_text(results.replace({np.nan: None}).to_json(orient="records", indent=1) + "\n")
+    write_report(arguments.json, __file__, results)
 
 
 if __name__ == "__main__":

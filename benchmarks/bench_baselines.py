@@ -18,6 +18,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from _report import add_json_option, write_report
 
 from scdlkit.foundation import CellData, make_split
 from scdlkit.foundation.splits import usable_classes
@@ -56,6 +57,7 @@ def measure(path: Path, label_key: str, names: list[str], seed: int) -> list[dic
                 "cells": train.n_cells,
                 "classes": len(classes),
                 "baseline": strategy.name,
+                "seed": seed,
                 "val": strategy.history[0]["val_macro_f1"],
                 "test": score,
                 "seconds": seconds,
@@ -70,6 +72,7 @@ def main() -> None:
     parser.add_argument("--label-key", default="cell_type")
     parser.add_argument("--baselines", nargs="+", default=[n for n in all_baselines() if n != "knn_frozen"] + [SCALED])
     parser.add_argument("--seeds", type=int, default=3)
+    add_json_option(parser)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", UserWarning)
     rows = [
@@ -80,6 +83,7 @@ def main() -> None:
     ]
     table = pd.DataFrame(rows).groupby(["data", "cells", "classes", "baseline"], sort=False)
     print(table[["val", "test", "seconds"]].mean().round(3).to_string())
+    write_report(arguments.json, __file__, rows)
 
 
 if __name__ == "__main__":

@@ -16,13 +16,13 @@ The second form embeds real cells in every precision and compares embeddings, an
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from _report import add_json_option, write_report
 from torch import Tensor, nn
 
 import scdlkit as sk
@@ -189,12 +189,11 @@ def main() -> None:
     parser.add_argument("--cells", type=Path, nargs="+", help="labelled h5ad files: errors and labels instead of times")
     parser.add_argument("--checkpoint", default="mini")
     parser.add_argument("--label-key", default="cell_type")
-    parser.add_argument("--json", type=Path)
+    add_json_option(parser)
     arguments = parser.parse_args()
     sk.settings.verbosity = "ERROR"
     rows = agreement(arguments) if arguments.cells else speed(arguments)
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"torch": torch.__version__, "rows": rows}, indent=1) + "\n")
+    write_report(arguments.json, __file__, rows, threads=arguments.threads)
 
 
 if __name__ == "__main__":

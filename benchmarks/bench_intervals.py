@@ -7,10 +7,9 @@ several overlapping parts of 15 %, and on folds. Nothing is trained, so what tra
 from __future__ import annotations
 
 import argparse
-import json
-from pathlib import Path
 
 import numpy as np
+from _report import add_json_option, write_report
 
 from scdlkit.foundation.intervals import resample_macro_f1
 
@@ -38,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cells", type=int, nargs="+", default=[300, 1000])
     parser.add_argument("--data-sets", type=int, default=300)
-    parser.add_argument("--json", type=Path)
+    add_json_option(parser)
     options = parser.parse_args()
     rows = []
     rng = np.random.default_rng(0)
@@ -59,8 +58,7 @@ def main() -> None:
             claimed, actual = np.mean([score.error for score in found]), np.std([score.value for score in found])
             rows.append({"cells": n, "fits": kind, "held": held, "claimed": claimed, "true": actual})
             print(f"{n:6d} {kind:>10} {held:6.0%} {claimed:14.4f} {actual:11.4f}")
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1))
+    write_report(options.json, __file__, rows)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ import pandas as pd
 import scanpy as sc
 import scipy.sparse as sp
 import torch
+from _report import add_json_option, write_report
 from scib_metrics import silhouette_label
 from sklearn.metrics import f1_score
 from sklearn.neighbors import KNeighborsClassifier
@@ -159,7 +160,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", default="mini")
     parser.add_argument("--label-key", default="cell_type")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--json", type=Path)
+    add_json_option(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     parts = []
@@ -170,8 +171,7 @@ def main() -> None:
         print(f"{path.stem} is done.", file=sys.stderr)
     rows = pd.concat(parts)
     print(summary(rows).to_string())
-    if arguments.json:
-        arguments.json.write_text(rows.to_json(orient="records", indent=1) + "\n")
+    write_report(arguments.json, __file__, rows, threads=1)
 
 
 if __name__ == "__main__":

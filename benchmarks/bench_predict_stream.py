@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from _report import add_json_option, write_report
 
 N_GENES, EXPRESSED, PIECE = 2000, 50, 20_000
 TARGET_MB = 300
@@ -133,7 +134,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, nargs="*", help="files instead of synthetic cells")
     parser.add_argument("--out", default="csv", choices=["csv", "parquet", "zarr"])
     parser.add_argument("--arrays", action="store_true", help="write embedding and probabilities too")
-    parser.add_argument("--json", type=Path)
+    add_json_option(parser)
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
@@ -163,8 +164,7 @@ def main() -> None:
                 f"{row['cells_per_second']:,.0f} cells/s",
                 flush=True,
             )
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+    write_report(arguments.json, __file__, rows)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from pathlib import Path
 import anndata as ad
 import numpy as np
 import pandas as pd
+from _report import add_json_option, write_report
 
 METRICS = [f"{part}_{metric}" for part in ("val", "test") for metric in ("macro_f1", "accuracy")]
 
@@ -79,22 +80,26 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    add_json_option(parser)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.work:
         work(arguments, arguments.work)
         return
-    ratios, largest = [], 0.0
+    rows, largest = [], 0.0
     for repeat in range(arguments.repeats):
         order = (1, arguments.processes) if repeat % 2 == 0 else (arguments.processes, 1)
         found = {n: launch(arguments, n) for n in order}
         alone, together = found[1], found[arguments.processes]
-        ratios.append(together["seconds"] / alone["seconds"])
+        rows.append({"alone": alone["seconds"], "together": together["seconds"]})
         tables = [pd.DataFrame.from_dict(part["table"], "index") for part in (alone, together)]
         largest = max(largest, float((tables[0] - tables[1].loc[tables[0].index]).abs().max(axis=None)))
         print(f"repeat {repeat}: {together['seconds']:.1f} s by {arguments.processes}, {alone['seconds']:.1f} s by one")
-    print(f"time by {arguments.processes} processes / time by one: {np.median(ratios):.2f} (median of {len(ratios)})")
+    ratio = float(np.median([row["together"] / row["alone"] for row in rows]))
+    print(f"time by {arguments.processes} processes / time by one: {ratio:.2f} (median of {len(rows)})")
     print(f"largest difference of a metric: {largest:.4f}")
+    results = {"processes": arguments.processes, "seconds": rows, "ratio": ratio, "largest_difference": largest}
+    write_report(arguments.json, __file__, results, threads=arguments.threads)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ import anndata as ad
 import numpy as np
 import scanpy as sc
 import torch
+from _report import add_json_option, write_report
 
 from scdlkit.foundation import ScGPTConfig, ScGPTEncoder, save_checkpoint
 
@@ -80,7 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--other", required=True, help="Python of an environment with the public scdlkit")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", type=Path)
+    add_json_option(parser)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         cache = Path(folder)
@@ -101,8 +102,7 @@ def main() -> None:
     print(
         "peak MB:", {name: round(float(np.median([one["peak_mb"] for one in found]))) for name, found in runs.items()}
     )
-    if arguments.json:
-        arguments.json.write_text(json.dumps(runs, indent=1) + "\n")
+    write_report(arguments.json, __file__, runs, threads=1)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ import numpy as np
 import pandas as pd
 import scanpy as sc
 import torch
+from _report import add_json_option, write_report
 
 import scdlkit as sk
 from scdlkit.foundation import available_strategies, ensure_checkpoint, get_strategy, save_checkpoint
@@ -107,7 +108,7 @@ def fit(adata: ad.AnnData, name: str, changes: dict[str, Any], seed: int, argume
     }
 
 
-def run_defaults(arguments: argparse.Namespace) -> None:
+def run_defaults(arguments: argparse.Namespace) -> pd.DataFrame:
     """All fits that ``--out`` does not hold yet, and the table of all."""
     done = {line["job"] for line in read(arguments.out)}
     conditions = [
@@ -130,14 +131,16 @@ def run_defaults(arguments: argparse.Namespace) -> None:
                     file.write(json.dumps(line) + "\n")
                     file.flush()
                     os.fsync(file.fileno())
-    print(summary(arguments.out))
+    table = summary(arguments.out)
+    print(table.to_string())
+    return table.reset_index()
 
 
 def read(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def summary(path: Path) -> str:
+def summary(path: Path) -> pd.DataFrame:
     """Validation macro-F1 of each setting: mean over data sets and seeds, and of each data set."""
     lines = pd.DataFrame(read(path))
     lines["settings"] = [
@@ -147,7 +150,7 @@ def summary(path: Path) -> str:
     table = by.agg(["mean", "count"]).join(
         lines.pivot_table(index=["strategy", "settings"], columns="data", values="val_macro_f1")
     )
-    return table.round(3).to_string()
+    return table.round(3)
 
 
 def with_epochs(name: str, **training: Any) -> Any:
@@ -196,7 +199,8 @@ def shown(table: pd.DataFrame) -> str:
     return rows[columns].to_string(index=False)
 
 
-def run_table(arguments: argparse.Namespace) -> None:
+def run_table(arguments: argparse.Namespace) -> pd.DataFrame:
+    tables = []
     for path in arguments.files:
         adata = subset(path, arguments.cells, arguments.label_key)
         table = compare(
@@ -211,6 +215,8 @@ def run_table(arguments: argparse.Namespace) -> None:
             max_length=arguments.max_length,
         )
         print(f"{path.stem}: {adata.n_obs} cells, {arguments.repeats} repeats", shown(table), sep="\n", flush=True)
+        tables.append(table.assign(data=path.stem))
+    return pd.concat(tables)
 
 
 def large_checkpoint(folder: Path) -> Path:
@@ -226,7 +232,7 @@ def large_checkpoint(folder: Path) -> Path:
     return folder
 
 
-def run_one_epoch(arguments: argparse.Namespace) -> None:
+def run_one_epoch(arguments: argparse.Namespace) -> pd.DataFrame:
     table = compare(
         sc.datasets.pbmc68k_reduced(),
         arguments.out,
@@ -238,6 +244,7 @@ def run_one_epoch(arguments: argparse.Namespace) -> None:
     )
     columns = ["strategy", "n_trainable", "fit_seconds", "embed_seconds", "peak_memory_mb", "error"]
     print(table[columns].round(1).to_string(index=False))
+    return table[columns]
 
 
 def main() -> None:
@@ -275,9 +282,11 @@ def main() -> None:
     one_epoch.add_argument("--device")
     one_epoch.add_argument("--precision", default="fp32")
     one_epoch.set_defaults(action=run_one_epoch)
+    for mode in modes.choices.values():
+        add_json_option(mode)
     arguments = parser.parse_args()
     sk.settings.verbosity = "WARNING"
-    arguments.action(arguments)
+    write_report(arguments.json, __file__, arguments.action(arguments))
 
 
 if __name__ == "__main__":

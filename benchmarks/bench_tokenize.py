@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
-import json
 import os
 import statistics
 import sys
@@ -27,6 +26,7 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
 import numpy as np
 import scipy.sparse as sp
 import torch
+from _report import add_json_option, write_report
 
 from scdlkit.foundation.batching import collate, length_batches
 from scdlkit.foundation.tokens import TokenizerConfig, tokenize
@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("files", nargs="*", default=[None])
     parser.add_argument("--cells", type=int, default=3000)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--json", type=Path)
+    add_json_option(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     collator, rows = upstream_collator(), []
@@ -142,8 +142,7 @@ def main() -> None:
             f"  ratio {row['ratio']:.1f} [{min(ratios):.1f} - {max(ratios):.1f}], "
             f"null (ours / ours) {row['null']:.2f} [{min(null):.2f} - {max(null):.2f}]"
         )
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+    write_report(arguments.json, __file__, rows, threads=1)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -58,7 +59,7 @@ def main() -> None:
     for side in ("top", "right"):
         plt.rcParams[f"axes.spines.{side}"] = False
     draw_curve(pd.read_csv(options.curve), options.out / "mini_curves.png")
-    draw_scores(pd.read_json(options.scores), options.out / "mini_labels.png")
+    draw_scores(pd.DataFrame(json.loads(options.scores.read_text())["results"]), options.out / "mini_labels.png")
 
 
 if __name__ == "__main__":
