@@ -355,6 +355,13 @@ def test_ci_runs_the_test_command_of_the_readme():
     assert "pytest" in readme_commands()["test"]
 
 
+def test_every_benchmark_is_in_the_list_and_writes_the_common_file():
+    listed = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    scripts = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks").glob("bench_*.py")}
+    assert scripts.keys() == set(re.findall(r"^\| `(bench_\w+\.py)", listed, re.MULTILINE))
+    assert [name for name, text in scripts.items() if "write_report(" not in text] == []
+
+
 def test_every_dependency_has_a_tested_version():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
