@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -72,8 +73,7 @@ def test_close_calls_are_made_in_fp32(fitted, blood, strategy, precision, calls,
         patch.setattr(sk.settings, "_precision", precision)
         rounded = fitted.predict(query, strategy=strategy)
     calls.clear()
-    monkeypatch.setattr(sk.settings, "_precision", precision)
-    found = fitted.predict(query, strategy=strategy)
+    found = fitted.predict(query, strategy=strategy, precision=precision)
     close = close_calls(rounded["probabilities"])
     assert 0 < len(close) < 80
     assert calls == [(80, precision), (len(close), "fp32")]
@@ -83,6 +83,39 @@ def test_close_calls_are_made_in_fp32(fitted, blood, strategy, precision, calls,
         np.testing.assert_allclose(found[name][close], exact[name][close], atol=1e-5)
         np.testing.assert_array_equal(found[name][others], rounded[name][others])
         assert not np.array_equal(found[name][others], exact[name][others])
+
+
+@pytest.mark.parametrize("precision", ["bf16", None])
+def test_precision_of_a_run_over_a_file(fitted, blood, precision, calls, tmp_path, monkeypatch):
+    query = blood[160:].copy()
+    query.write_h5ad(tmp_path / "query.h5ad")
+    fitted.save(tmp_path / "model")
+    expected = fitted.predict(query, strategy="lora", precision=precision)["labels"]
+    first = calls.copy()
+    calls.clear()
+    sk.tl.predict_file(
+        tmp_path / "query.h5ad", tmp_path / "model", tmp_path / "out.csv", strategy="lora", precision=precision
+    )
+    assert calls == first and calls[0] == (80, precision or "fp32")
+    assert pd.read_csv(tmp_path / "out.csv", index_col=0)["scgpt_label"].tolist() == expected.tolist()
+
+
+def test_a_run_over_a_file_does_not_go_on_in_another_precision(fitted, blood, tmp_path, monkeypatch):
+    blood[160:].copy().write_h5ad(tmp_path / "query.h5ad")
+    fitted.save(tmp_path / "model")
+
+    def run(precision):
+        sk.tl.predict_file(
+            tmp_path / "query.h5ad", tmp_path / "model", tmp_path / "out.csv", precision=precision, resume=True
+        )
+
+    with monkeypatch.context() as patch:
+        patch.setattr("scdlkit.tl._file_run.FileRun.write", lambda *args, **kw: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run("bf16")
+    with pytest.raises(ValueError, match="precision"):
+        run("fp32")
+    run("bf16")
 
 
 def test_a_baseline_needs_no_encoder_where_nobody_wants_the_embedding(fitted, blood, calls):

@@ -51,7 +51,12 @@ class FittedModel:
     _folder: Path | None = None  # which holds this very model
 
     def predict(
-        self, adata: AnnData, *, strategy: str | None = None, client: Client | None = None
+        self,
+        adata: AnnData,
+        *,
+        strategy: str | None = None,
+        precision: str | None = None,
+        client: Client | None = None,
     ) -> dict[str, np.ndarray]:
         """Annotate cells; ``adata`` is read only. It may have other genes, in another order, than the training data.
 
@@ -61,6 +66,9 @@ class FittedModel:
             Cells to annotate.
         strategy
             Name of a fitted strategy or baseline; the best strategy by default.
+        precision
+            Of an encoder, as for :func:`scdlkit.tl.embed`; the setting by default. In another one than fp32, cells whose
+            label is a close call are computed again in fp32.
         client
             Of a dask cluster that shares the work, see :func:`scdlkit.tl.predict`.
 
@@ -76,7 +84,7 @@ class FittedModel:
         RuntimeError
             Before ``fit_compare`` or ``load``.
         """
-        result = self._annotate(adata, strategy, client)
+        result = self._annotate(adata, strategy, precision, client)
         labels = np.append(self.classes_, UNASSIGNED)[result["label_codes"]]
         return {"labels": labels, **{name: result[name] for name in ("label_codes", "probabilities", "latent")}}
 
@@ -88,6 +96,7 @@ class FittedModel:
         embedding_key: str = "X_scgpt_best",
         key_added: str = "scgpt",
         strategy: str | None = None,
+        precision: str | None = None,
         client: Client | None = None,
     ) -> None:
         """Annotate cells and write the result into ``adata``.
@@ -100,6 +109,9 @@ class FittedModel:
             Where to write, see below.
         strategy
             Name of a fitted strategy or baseline; the best strategy by default.
+        precision
+            Of an encoder, as for :func:`scdlkit.tl.embed`; the setting by default. In another one than fp32, cells whose
+            label is a close call are computed again in fp32.
         client
             Of a dask cluster that shares the work, see :func:`scdlkit.tl.predict`.
 
@@ -123,7 +135,7 @@ class FittedModel:
         self._check_fitted("annotate")
         keys = ResultKeys(key_added, label=obs_key, embedding=embedding_key)
         check_target(adata, keys, inputs=(self.label_key_, self.config.group_key))
-        result = self._annotate(adata, strategy, client)
+        result = self._annotate(adata, strategy, precision, client)
         write_annotation(adata, result, keys=keys, classes=self.classes_, uns=self._describe(keys, strategy))
 
     def save(self, path: str | os.PathLike[str], *, standalone: bool = False, strategy: str | None = None) -> Path:
@@ -228,16 +240,18 @@ class FittedModel:
         )
         return self._reader
 
-    def _annotate(self, adata: AnnData, strategy: str | None, client: Client | None) -> dict[str, np.ndarray]:
+    def _annotate(
+        self, adata: AnnData, strategy: str | None, precision: str | None, client: Client | None
+    ) -> dict[str, np.ndarray]:
         self._check_fitted("predict")
         name = self._find_fitted(strategy).name
         expression = self._reader.choose(adata)
-        return annotate_parts(predicted(self, expression, name, client=client), expression.n_cells)
+        parts = predicted(self, expression, name, precision=precision, client=client)
+        return annotate_parts(parts, expression.n_cells)
 
-    def _predictor(self, strategy: str, *, arrays: bool) -> Predictor:
-        return Predictor(
-            self._find_fitted(strategy), self._reader, self.classes_, self._known, self.device, arrays=arrays
-        )
+    def _predictor(self, strategy: str, *, precision: str | None = None, arrays: bool) -> Predictor:
+        reader = self._reader if precision is None else self._reader.at(precision)
+        return Predictor(self._find_fitted(strategy), reader, self.classes_, self._known, self.device, arrays=arrays)
 
     def _saved_in(self, folder: Path) -> Path:
         """Where this model is saved; ``folder`` if it was nowhere."""

@@ -42,8 +42,7 @@ class PredictRecipe:
         runner = self.runner_class.load(self.folder, checkpoint=self.checkpoint, device=self.device, progress=False)
         if fingerprint(runner, self.strategy) != self.fingerprint:
             raise ValueError(f"{self.folder} holds another model than the one in use; save that one to a new folder.")
-        runner._reader.precision = self.precision
-        return runner._predictor(self.strategy, arrays=self.arrays)
+        return runner._predictor(self.strategy, precision=self.precision, arrays=self.arrays)
 
 
 @dataclass(frozen=True)
@@ -76,6 +75,7 @@ def predicted(
     strategy: str,
     *,
     arrays: bool = True,
+    precision: str | None = None,
     client: Client | None = None,
     path: Path | None = None,
     skip: Container[int] = frozenset(),
@@ -90,6 +90,8 @@ def predicted(
         The matrix, chosen by the runner.
     arrays
         Whether embedding and probabilities are wanted.
+    precision
+        Of the encoder; the setting by default.
     client
         Of a cluster; its workers load the model from the folder it was saved to or loaded from, else from a temporary
         one.
@@ -97,7 +99,7 @@ def predicted(
         See :func:`scdlkit._cluster.spread_out`.
     """
     if client is None:
-        work = runner._predictor(strategy, arrays=arrays)
+        work = runner._predictor(strategy, precision=precision, arrays=arrays)
         yield from work_through(expression, work, skip=skip, progress=runner.progress)
         return
     check_client(client)
@@ -108,7 +110,7 @@ def predicted(
             str(runner._reader.checkpoint.folder.absolute()),
             strategy,
             runner.device,
-            runner._reader.precision or settings.precision,
+            precision or runner._reader.precision or settings.precision,
             arrays,
             fingerprint(runner, strategy),
         )

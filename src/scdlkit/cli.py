@@ -165,12 +165,21 @@ def predict(
         bool | None, typer.Option(help="Write embedding and probabilities too; by default not in tables.")
     ] = None,
     resume: Resume = False,
+    precision: Precision = None,
 ) -> None:
     """Annotate cells with a saved model."""
     from . import tl
 
     with _clean_errors():
-        counts = tl.predict_file(path, model, out, strategy=strategy, arrays=arrays, resume=resume)
+        counts = tl.predict_file(
+            path,
+            model,
+            out,
+            strategy=strategy,
+            arrays=arrays,
+            resume=resume,
+            precision=precision,  # type: ignore[arg-type]
+        )
         typer.echo(counts.to_string())
         typer.echo(f"Written: {out}")
 

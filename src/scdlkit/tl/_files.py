@@ -28,6 +28,7 @@ def predict_file(
     key_added: str = DEFAULT_KEY,
     arrays: bool | None = None,
     resume: bool = False,
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] | None = None,
     client: Client | None = None,
 ) -> pd.Series:
     """Annotate the cells of a file with a fitted model, and write the labels to another file.
@@ -59,6 +60,8 @@ def predict_file(
         default they are in ``.h5ad`` and ``.zarr`` and not in tables.
     resume
         Go on with a run that did not end; begin if there is none. Model, cells and settings must be the same.
+    precision
+        See :func:`scdlkit.tl.predict`.
     client
         A ``dask.distributed.Client`` whose cluster shares the work, see :func:`scdlkit.tl.predict`. Workers read files by
         themselves, so they must see ``cells``.
@@ -88,6 +91,7 @@ def predict_file(
     from scdlkit._prediction import annotate_parts
     from scdlkit._recipes import predicted
     from scdlkit._saved import fingerprint
+    from scdlkit.foundation._device import embedding_precision, resolve_device
 
     from ._file_run import FileRun
 
@@ -97,14 +101,17 @@ def predict_file(
         raise ValueError("arrays=True, but a .csv table cannot hold them; write .parquet, .h5ad or .zarr.")
     runner = find_runner(runner)
     runner._check_fitted("predict")
+    how = embedding_precision(precision, resolve_device(runner.device))
     name, keys = runner._find_fitted(strategy).name, ResultKeys(key_added)
     run.check_columns(keys, (runner.label_key_, runner.config.group_key))
     with run.opened() as adata:
         expression = runner._reader.choose(adata)
         what = {"task": "predict", "model": fingerprint(runner, name), "strategy": name, "arrays": arrays}
+        what["precision"] = how
         store = run.store(expression, what, resume=resume)
+        path = run.readable(expression)
         parts = predicted(
-            runner, expression, name, arrays=arrays, client=client, path=run.readable(expression), skip=store.done
+            runner, expression, name, arrays=arrays, precision=how, client=client, path=path, skip=store.done
         )
         run.collect(store, parts, expression.n_cells)
         found = annotate_parts(store.parts("label_codes", "confidence", "split"), expression.n_cells)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from scdlkit._annotation import check_target
 from scdlkit._keys import DEFAULT_KEY, ResultKeys
@@ -22,6 +22,7 @@ def predict(
     *,
     strategy: str | None = None,
     key_added: str = DEFAULT_KEY,
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] | None = None,
     client: Client | None = None,
     copy: bool = False,
 ) -> AnnData | None:
@@ -41,6 +42,9 @@ def predict(
         Name of a fitted strategy or baseline; the best strategy by default.
     key_added
         Prefix of all keys.
+    precision
+        Of an encoder, as for :func:`scdlkit.tl.embed`; the setting by default. In another one than fp32, cells whose
+        label is a close call are computed again in fp32.
     client
         A ``dask.distributed.Client``: the workers of its cluster share the work, each loading the model once. They need
         scdlkit, and must see the folder of the model (the one it was saved to or loaded from; a temporary one
@@ -73,7 +77,13 @@ def predict(
     keys = ResultKeys(key_added)
     target = adata.copy() if copy else adata
     runner.annotate_adata(
-        target, obs_key=keys.label, embedding_key=keys.embedding, key_added=key_added, strategy=strategy, client=client
+        target,
+        obs_key=keys.label,
+        embedding_key=keys.embedding,
+        key_added=key_added,
+        strategy=strategy,
+        precision=precision,
+        client=client,
     )
     return target if copy else None
 
