@@ -2,7 +2,7 @@
 
     python benchmarks/bench_adapt.py [--threads 2] [--json adapt.json]
 
-Random weights in the shape of whole-human, random cells of about 235 tokens, 8 cells a step. The baseline is PyTorch's
+Random weights in the shape of whole-human, random cells of about 233 tokens, 8 cells a step. The baseline is PyTorch's
 ``nn.TransformerEncoder`` with upstream's input layers, annotation head, dropout, padding and an AdamW over everything.
 Ours is what ``sk.tl.adapt_annotation`` runs for each epoch: batches of similar length, dropout, clipping, schedule; with
 ``layers="last:2"`` from the states of the ten blocks below, whose computation, once, is reported apart. CPU time of an
@@ -105,6 +105,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--cells", type=int, default=16)
+    parser.add_argument("--tokens", type=int, default=233, help="of a cell, about")
     parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, help="strategies; all by default")
     add_json_option(parser)
     arguments = parser.parse_args()
@@ -112,10 +113,11 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     clock = time.process_time if arguments.threads == 1 else time.perf_counter
     rng = np.random.default_rng(0)
+    low, high = round(0.77 * arguments.tokens), round(1.23 * arguments.tokens)
     source = Source(ScGPTConfig(N_TOKENS, 512, 8, 512, 12))
     cells = CellData(
         embedding=rng.standard_normal((arguments.cells, 512)).astype(np.float32),
-        tokens=cells_of(rng.integers(180, 286, arguments.cells)),
+        tokens=cells_of(rng.integers(low, high, arguments.cells)),
         codes=np.arange(arguments.cells) % N_CLASSES,
     )
     place = Path(tempfile.gettempdir())
