@@ -13,6 +13,8 @@ A GPU spends most of an autocast pass of scGPT on moving numbers: 512 wide, its 
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -27,12 +29,8 @@ from .frozen import is_plain
 from .model import Block, ScGPTEncoder
 from .tokens import Tokens
 
-try:
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # PyTorch before 2.10
-    varlen_attn = None  # type: ignore[assignment]
-
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_VARLEN = "torch.nn.attention.varlen"  # of PyTorch since 2.10
 _AMPERE = (8, 0)  # the first that has flash attention
 
 
@@ -40,9 +38,9 @@ def can_run_packed(encoder: ScGPTEncoder, precision: str) -> bool:
     """Whether this encoder, where it is, can be a :class:`CUDAEncoder`."""
     device = encoder.gene_embedding.weight.device
     return (
-        varlen_attn is not None
-        and precision in HALVES
+        precision in HALVES
         and device.type == "cuda"
+        and importlib.util.find_spec(_VARLEN) is not None
         and torch.cuda.get_device_capability(device) >= _AMPERE
         and (encoder.config.embsize // encoder.config.nheads) % 8 == 0
         and is_plain(encoder)
@@ -181,4 +179,9 @@ def attend(
     if len(k) == n_cells * most_keys:  # all are as long: PyTorch has a faster kernel for that
         q, k, v = (part.unflatten(0, (n_cells, -1)).transpose(1, 2) for part in (q, k, v))
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1)
-    return varlen_attn(q, k, v, query_starts, key_starts, most_queries, most_keys)  # type: ignore[return-value]
+    return _flash_kernel()(q, k, v, query_starts, key_starts, most_queries, most_keys)
+
+
+def _flash_kernel() -> Callable[..., Tensor]:
+    # imports torch.compile, which takes seconds that others need not wait
+    return importlib.import_module(_VARLEN).varlen_attn

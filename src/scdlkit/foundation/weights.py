@@ -263,6 +263,8 @@ def save_checkpoint(
 
 
 def _official_template(config: ScGPTConfig, spelling: str) -> dict[str, Tensor]:
-    """Empty tensors with the names and shapes of an official encoder."""
+    """Tensors with the names and shapes of an official encoder, whose content means nothing."""
     with torch.device("meta"):
-        return to_official(ScGPTEncoder(config).state_dict(), spelling=spelling)
+        own = ScGPTEncoder(config).state_dict()
+    # almost without memory too, but putting them together does not import torch.compile, which takes seconds
+    return to_official({name: torch.zeros(()).expand(value.shape) for name, value in own.items()}, spelling=spelling)
