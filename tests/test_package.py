@@ -269,6 +269,24 @@ def test_checks_results_and_figures_import_no_torch():
     assert result.stdout.split() == ["False", "False"]
 
 
+def test_embedding_imports_no_compiler():
+    """PyTorch's, which takes seconds and comes along with many a function."""
+    code = f"""
+import json, sys
+import numpy as np, pandas as pd, anndata as ad
+import scdlkit as sk
+golden = {str(ROOT / "tests" / "data" / "golden" / "flash_keys")!r}
+genes = [name for name in json.load(open(golden + "/vocab.json")) if name[0] != "<"][:300]
+counts = np.random.default_rng(0).poisson(1.0, (20, len(genes))).astype(np.float32)
+adata = ad.AnnData(counts, var=pd.DataFrame(index=genes))
+sk.tl.embed(adata, checkpoint=golden, device="cpu", progress=False)
+print("torch" in sys.modules, "torch._dynamo" in sys.modules)
+"""
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == ["True", "False"]
+
+
 # torch and its kin are on no path that the import system looks at, as in an environment without them.
 WITHOUT_EXTRA = f"""
 import json

@@ -197,10 +197,10 @@ class ScGPTEncoder(nn.Module):
         row_of[ids] = np.arange(len(ids))
         self.register_buffer("row_of", torch.from_numpy(row_of), persistent=False)  # vocabulary id -> row
         self.token_ids = ids
-        genes = torch.empty(len(ids), config.embsize)
-        if not genes.is_meta:  # where drawing numbers would import torch.compile, which takes seconds
-            nn.init.normal_(genes)
-        self.gene_embedding = nn.Embedding.from_pretrained(genes, freeze=False)
+        if torch.empty(0).is_meta:  # where to draw numbers would import torch.compile, which takes seconds
+            self.gene_embedding = nn.Embedding.from_pretrained(torch.empty(len(ids), config.embsize), freeze=False)
+        else:
+            self.gene_embedding = nn.Embedding(len(ids), config.embsize)
         self.gene_norm = nn.LayerNorm(config.embsize)
         self.value_encoder = ValueEncoder(config.embsize, config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.nlayers))
