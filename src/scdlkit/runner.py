@@ -306,5 +306,6 @@ class AnnotationRunner(FittedModel):
         self.per_class_ = comparison.per_class
         self.best_strategy_ = comparison.best
         self.recommendation_ = comparison.recommendation
+        logger.info(self.recommendation_)
         self.interrupted_ = comparison.interrupted
         self._fitted = dict(comparison.fitted)

@@ -78,7 +78,7 @@ def test_a_baseline_in_the_set_means_not_worth_it() -> None:
 
 def test_a_strategy_ahead_of_the_baselines() -> None:
     text = recommend(*make(scores()))
-    assert text.startswith("Use head (validation macro-F1 0.890) is the simplest")
+    assert text.startswith("Use head (validation macro-F1 0.890), the simplest within")
     assert "within one standard error of the best, lora with 0.900" in text
     assert "ahead of the baseline pca_logreg, 0.800, by more than one standard error (difference 0.100" in text
     text = recommend(*make(scores("lora", "pca_logreg")))

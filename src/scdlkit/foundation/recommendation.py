@@ -76,11 +76,12 @@ def recommend(table: pd.DataFrame, resampled: Resampled) -> str:
                 f"The foundation model is not worth it here: the baseline {_reached(pick, rows)} is best, ahead of "
                 f"{_reached(strategy, rows)} (difference {behind.value:.3f}, standard error {behind.error:.3f})."
             )
-        return f"The foundation model is not worth it here: the baseline {_near(pick, top, rows, resampled)}."
+        near = _near(pick, top, rows, resampled)
+        return f"The foundation model is not worth it here: the baseline {_reached(pick, rows)} is {near}."
     if pick == top:
         use = f"Use {_reached(pick, rows)}: nothing simpler is within one standard error of it"
     else:
-        use = f"Use {_near(pick, top, rows, resampled)}"
+        use = f"Use {_reached(pick, rows)}, {_near(pick, top, rows, resampled)}"
     if not is_plain.any():
         return f"{use}; no baseline without the foundation model finished, so whether it is worth it here is open."
     baseline = str(rows.index[is_plain][0])
@@ -98,6 +99,6 @@ def _reached(name: str, rows: pd.DataFrame) -> str:
 def _near(name: str, top: str, rows: pd.DataFrame, resampled: Resampled) -> str:
     behind = resampled.difference(top, name)
     return (
-        f"{_reached(name, rows)} is the simplest within one standard error of the best, {top} with "
+        f"the simplest within one standard error of the best, {top} with "
         f"{rows['val_macro_f1'][top]:.3f} (difference {behind.value:.3f}, standard error {behind.error:.3f})"
     )

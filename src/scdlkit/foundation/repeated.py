@@ -153,7 +153,7 @@ def compare(
     if len(errors) == len(table):
         raise RuntimeError("All strategies failed. " + " ".join(f"{name}: {why}" for name, why in errors.items()))
     best = best_of(table, "strategy") or best_of(table, "baseline")
-    comparison = Comparison(
+    return Comparison(
         table=table,
         folds=fold_table(runs),
         history=history_table(headline),
@@ -167,8 +167,6 @@ def compare(
         interrupted=interrupted,
         resampled=resampled,
     )
-    logger.info(comparison.recommendation)
-    return comparison
 
 
 def _run(
