@@ -49,14 +49,16 @@ def result_columns(result: Mapping[str, np.ndarray], *, keys: ResultKeys, classe
     unassigned = codes < 0
     if unassigned.any() and UNASSIGNED not in names:
         names.append(UNASSIGNED)
-    shown = np.where(unassigned, names.index(UNASSIGNED) if UNASSIGNED in names else -1, codes)
+    # small numbers: there may be millions of cells
+    shown = codes.astype(np.int32)
+    shown[unassigned] = names.index(UNASSIGNED) if UNASSIGNED in names else -1
+    parts = splits.astype(np.int8)
+    parts[splits < 0] = SPLITS.index("unlabelled")
     return {
-        keys.label: pd.Categorical.from_codes(shown.astype(np.int64), categories=pd.Index(names, dtype=object)),
+        keys.label: pd.Categorical.from_codes(shown, categories=pd.Index(names, dtype=object)),
         keys.label_code: codes,
         keys.confidence: result["confidence"],
-        keys.split: pd.Categorical.from_codes(
-            np.where(splits < 0, SPLITS.index("unlabelled"), splits).astype(np.int64), categories=pd.Index(SPLITS)
-        ),
+        keys.split: pd.Categorical.from_codes(parts, categories=pd.Index(SPLITS)),
     }
 
 

@@ -176,7 +176,8 @@ class FileRun:
         else:
             import pandas as pd
 
-            table = pd.DataFrame(dict(columns), index=expression.names, columns=pd.Index(list(columns), dtype=object))
+            names = pd.Index(list(columns), dtype=object)
+            table = pd.DataFrame(dict(columns), index=expression.names, columns=names, copy=False)
             named = (
                 (cells, {name: part[kept] for name, kept in arrays.items()})
                 for cells, part in store.parts(*arrays.values())
