@@ -89,8 +89,7 @@ class Predictor:
             self.strategy.cover(piece.genes.known_ids)
             precision = embedding_precision(self.reader.precision, device) if self.strategy.uses_encoder else "fp32"
             probabilities[occupied], latent[occupied] = self._outputs(piece, draws, occupied, precision)
-            close = occupied[close_calls(probabilities[occupied])]
-            if precision != "fp32" and len(close):
+            if precision != "fp32" and len(close := occupied[close_calls(probabilities[occupied])]):
                 probabilities[close], latent[close] = self._outputs(piece, draws, close, "fp32")
             codes[occupied] = probabilities[occupied].argmax(axis=1)
         confidence = np.take_along_axis(probabilities, codes[:, None].clip(min=0), axis=1)[:, 0]

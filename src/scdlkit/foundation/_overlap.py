@@ -51,6 +51,14 @@ def prefetch(items: Iterable[T], ahead: int) -> Generator[T, None, None]:
             pool.shutdown(cancel_futures=True)
 
 
+def host_tensor(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | None) -> Tensor:
+    """Room on the host, in pinned memory if what it will hold is for a CUDA device."""
+    if device is None or device.type != "cuda":
+        return torch.empty(shape, dtype=dtype)
+    with torch.cuda.device(device):  # a worker thread would pin for the first GPU
+        return torch.empty(shape, dtype=dtype, pin_memory=True)
+
+
 def to_device(value: Tensor, device: torch.device) -> Tensor:
     """The value there; the host does not wait for a GPU to finish what it has still to do."""
     return value.to(device, non_blocking=device.type == "cuda")

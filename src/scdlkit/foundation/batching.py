@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._overlap import to_device
+from ._overlap import host_tensor, to_device
 from .stored_tokens import AnyTokens, StoredTokens
 from .tokens import Tokens
 
@@ -110,20 +110,14 @@ def collate(
     rows = np.arange(tokens.n_cells) if rows is None else rows
     lengths = tokens.indptr[rows + 1] - tokens.indptr[rows]
     width = int(lengths.max(initial=0)) + 1
-    gene_ids, values, padding = _host_tensors((len(rows), width), device)
+    shape = len(rows), width
+    gene_ids, values, padding = (
+        host_tensor(shape, dtype, device) for dtype in (torch.int64, torch.float32, torch.bool)
+    )
     arrays = gene_ids.numpy(), values.numpy(), padding.numpy()
     _pad(tokens.indptr, tokens.gene_ids, tokens.bins, rows, cls_id, pad_id, pad_value, *arrays)
     padded = len(rows) > 0 and lengths.min() + 1 < width
     return Batch(gene_ids, values, padding if padded else None)
-
-
-def _host_tensors(shape: tuple[int, int], device: torch.device | None) -> tuple[Tensor, ...]:
-    """Gene ids, values and mask, to be filled."""
-    dtypes = (torch.int64, torch.float32, torch.bool)
-    if device is None or device.type != "cuda":
-        return tuple(torch.empty(shape, dtype=dtype) for dtype in dtypes)
-    with torch.cuda.device(device):  # a worker thread would pin for the first GPU
-        return tuple(torch.empty(shape, dtype=dtype, pin_memory=True) for dtype in dtypes)
 
 
 def pack(tokens: Tokens, *, cls_id: int, pad_value: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

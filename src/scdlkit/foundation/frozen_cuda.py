@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._overlap import to_device
+from ._overlap import host_tensor, to_device
 from .batching import pack
 from .frozen import is_plain
 from .model import Block, ScGPTEncoder
@@ -98,11 +98,9 @@ class CUDAEncoder:
             return self.blocks[-1](x, batch, cls_only=True).float()
 
     def _pinned(self, numbers: np.ndarray) -> Tensor:
-        tensor = torch.from_numpy(numbers.astype(np.int32))
-        if self.device.type != "cuda":
-            return tensor
-        with torch.cuda.device(self.device):  # a worker thread would pin for the first GPU
-            return tensor.pin_memory()
+        tensor = host_tensor(numbers.shape, torch.int32, self.device)
+        tensor.numpy()[:] = numbers
+        return tensor
 
 
 class _PackedBlock:
