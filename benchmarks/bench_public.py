@@ -38,7 +38,7 @@ import anndata, torch
 adata = anndata.read_h5ad(sys.argv[2])
 torch.set_num_threads(1)
 import scdlkit
-import scipy, sklearn.linear_model
+import scanpy, scipy, sklearn.linear_model
 {before}
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -30,7 +30,7 @@ LAYERS = """
     foundation.bundle foundation.export foundation.label_efficiency foundation.repeated foundation._summary foundation.comparison
     foundation.recommendation foundation.intervals foundation.metrics foundation.calibration
     foundation._one_fit foundation._run_state
-    foundation.training foundation._fit foundation._compiled foundation._training_state foundation._preflight
+    foundation.training foundation._fit foundation._adamw foundation._compiled foundation._training_state foundation._preflight
     foundation.lower_states foundation.embedding_cache foundation.disk_cache foundation.known_cells foundation.confounding foundation.plan foundation.folds foundation.splits
     foundation._split_checks foundation._group_splits foundation.strategies
     foundation.inference
@@ -49,7 +49,6 @@ FACADES = ("", "foundation")
 KNOW_ANNDATA = {
     *"cli _demo tl pl pp get runner _fitted _prepared _prediction _cell_files _reader inspection _labels _annotation".split(),
     *"foundation.expression foundation._candidates".split(),
-    "foundation.strategies._genes",  # what it calls of scanpy takes nothing else
 }
 KNOW_NETWORK = {"foundation.checkpoints", "foundation._download"}
 KNOW_PEFT = {"foundation.strategies"}
@@ -269,22 +268,31 @@ def test_checks_results_and_figures_import_no_torch():
     assert result.stdout.split() == ["False", "False"]
 
 
-def test_embedding_imports_no_compiler():
-    """PyTorch's, which takes seconds and comes along with many a function."""
+@pytest.mark.parametrize(
+    "call",
+    [
+        "sk.tl.embed(adata, checkpoint=golden, device='cpu', progress=False)",
+        "sk.tl.adapt_annotation(adata, 'cell_type', checkpoint=golden, device='cpu', progress=False)",
+    ],
+    ids=["embed", "adapt_annotation"],
+)
+def test_without_compiling_no_compiler_is_imported(call):
+    """PyTorch's, which takes seconds and comes along with many a function; nor scanpy, which its users have already."""
     code = f"""
 import json, sys
 import numpy as np, pandas as pd, anndata as ad
 import scdlkit as sk
 golden = {str(ROOT / "tests" / "data" / "golden" / "flash_keys")!r}
 genes = [name for name in json.load(open(golden + "/vocab.json")) if name[0] != "<"][:300]
-counts = np.random.default_rng(0).poisson(1.0, (20, len(genes))).astype(np.float32)
-adata = ad.AnnData(counts, var=pd.DataFrame(index=genes))
-sk.tl.embed(adata, checkpoint=golden, device="cpu", progress=False)
-print("torch" in sys.modules, "torch._dynamo" in sys.modules)
+counts = np.random.default_rng(0).poisson(1.0, (60, len(genes))).astype(np.float32)
+obs = pd.DataFrame({{"cell_type": ["T cell", "B cell", "monocyte"] * 20}}, index=[f"cell{{i}}" for i in range(60)])
+adata = ad.AnnData(counts, obs, var=pd.DataFrame(index=genes))
+{call}
+print("torch" in sys.modules, "torch._dynamo" in sys.modules, "scanpy" in sys.modules)
 """
     result = run_python(code)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.split() == ["True", "False"]
+    assert result.stdout.split()[-3:] == ["True", "False", "False"]
 
 
 # torch and its kin are on no path that the import system looks at, as in an environment without them.

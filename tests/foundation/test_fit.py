@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from scdlkit.foundation import _fit
+from scdlkit.foundation._adamw import AdamW
 from scdlkit.foundation._device import autocast_dtype
 from scdlkit.foundation._overlap import prepared
 from scdlkit.foundation.strategies import TrainingConfig, _encoder
@@ -132,15 +133,46 @@ def test_precision_the_device_does_not_have():
 
 def test_learning_rate_over_the_steps(fits, plain, monkeypatch):
     seen = []
-    step = torch.optim.AdamW.step
+    step = AdamW.step
     monkeypatch.setattr(
-        torch.optim.AdamW, "step", lambda self, *args: (seen.append(self.param_groups[0]["lr"]), step(self, *args))[1]
+        AdamW, "step", lambda self, *args: (seen.append(self.param_groups[0]["lr"]), step(self, *args))[1]
     )
     fits.fit(*plain[0], max_epochs=5, patience=5, warmup=0.2, learning_rate=0.01)  # 4 steps an epoch
     expected = [0.0025, 0.005, 0.0075, 0.01] + [0.005 * (1 + math.cos(math.pi * step / 16)) for step in range(16)]
     np.testing.assert_allclose(seen, expected)
     config = TrainingConfig(schedule="constant", warmup=0.0)
     assert [config.learning_rate_at(step, 10) for step in range(10)] == [1.0] * 10
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_optimizer_is_the_one_of_pytorch(fused):
+    """Weights and state, over groups that differ, a rate that changes, and a state that is taken over half-way."""
+
+    def train(kinds: list[type[torch.optim.AdamW]]) -> tuple[list[torch.Tensor], dict]:
+        draws = torch.Generator().manual_seed(0)
+        weights = [torch.nn.Parameter(torch.randn(7, 5, generator=draws)) for _ in range(3)]
+        groups = [{"params": weights[:2], "weight_decay": 0.1}, {"params": weights[2:], "lr": 0.02}]
+        state = None
+        for kind in kinds:
+            optimizer = kind([dict(group) for group in groups], lr=0.01, fused=fused)
+            if state is not None:
+                optimizer.load_state_dict(state)
+            for _ in range(4):
+                optimizer.zero_grad()
+                for weight in weights:
+                    weight.grad = torch.randn(7, 5, generator=draws)
+                optimizer.param_groups[0]["lr"] *= 0.9
+                optimizer.step()
+            state = optimizer.state_dict()
+        return weights, state
+
+    expected, expected_state = train([torch.optim.AdamW, torch.optim.AdamW])
+    for kinds in ([AdamW, AdamW], [AdamW, torch.optim.AdamW]):
+        found, state = train(kinds)
+        assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+        assert state["param_groups"] == expected_state["param_groups"]
+        for number, values in expected_state["state"].items():
+            assert all(torch.equal(state["state"][number][name], value) for name, value in values.items())
 
 
 def test_label_smoothing_in_the_loss(fits, plain):

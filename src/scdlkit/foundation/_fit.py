@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from scdlkit._settings import logger
 
+from ._adamw import AdamW
 from ._compiled import compile_blocks, release_blocks
 from ._device import autocast_dtype
 from ._overlap import prepared, to_device
@@ -49,7 +50,7 @@ class Fit:
         self.rank, self.n_processes = self.accelerator.process_index, self.accelerator.num_processes
         self.is_main = self.rank == 0
         self.module = strategy.trained_module().to(device)
-        self.optimizer = torch.optim.AdamW(_parameter_groups(strategy, config), fused=device.type == "cuda")
+        self.optimizer = AdamW(_parameter_groups(strategy, config), fused=device.type in ("cpu", "cuda"))
         self.wrapped = self.accelerator.prepare_model(self.module, device_placement=False)
         self._dtype = autocast_dtype(config.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self._dtype is torch.float16)
@@ -216,7 +217,7 @@ class Fit:
 
     def leave_best(self) -> None:
         """Give the strategy its module back, in eval mode and with the weights of the best epoch."""
-        self.strategy.module = self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
+        self.strategy.module = self.module
         release_blocks(self.module)
         _set_weights(self.module, self.best_weights)
         self.optimizer.zero_grad(set_to_none=True)

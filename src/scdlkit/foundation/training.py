@@ -73,8 +73,10 @@ class Trainer:
         import accelerate  # noqa: F401
         import torch
 
+        from ._adamw import AdamW
+
         parameter = torch.nn.Parameter(torch.zeros(1))
-        optimizer = torch.optim.AdamW([parameter])
+        optimizer = AdamW([parameter])
         parameter.sum().backward()
         optimizer.step()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -77,21 +76,18 @@ class LogNormalised:
         return whole[back]
 
     def _transformed(self, matrix: sp.csr_matrix) -> sp.csr_matrix:
-        import scanpy as sc
-
-        if self._kind == "log1p" and self._merge is None:
-            return matrix
         if self._kind == "log1p":
+            if self._merge is None:
+                return matrix
             matrix.data = np.expm1(matrix.data)
         if self._merge is not None:
             matrix = (matrix @ self._merge).tocsr()
         if self._kind != "log1p":
-            adata = sc.AnnData(matrix)
-            with warnings.catch_warnings():  # a cell without counts stays all zero, which is right here
-                warnings.filterwarnings("ignore", message="Some cells have zero counts")
-                sc.pp.normalize_total(adata, target_sum=_TARGET_SUM)
-            matrix = adata.X
-        return sc.pp.log1p(matrix)
+            total = np.asarray(matrix.sum(1)).ravel()
+            total[total == 0] = 1  # a cell without counts stays all zero
+            matrix.data /= np.repeat(total / _TARGET_SUM, np.diff(matrix.indptr)).astype(np.float32)
+        np.log1p(matrix.data, out=matrix.data)
+        return matrix
 
 
 def standard_deviation(matrix: sp.csr_matrix) -> np.ndarray:

@@ -95,7 +95,7 @@ class CellTypist(Strategy):
     config_class = CellTypistConfig
     role = "baseline"
     needs = frozenset({"expression"})
-    libraries = ("scanpy", "sklearn.linear_model")
+    libraries = ("sklearn.linear_model",)
     package = "celltypist"
 
     def fit(
@@ -158,8 +158,6 @@ class CellTypist(Strategy):
         """Class probabilities, float32 ``[n, n_classes]``."""
         self._check_fitted()
         self._check_cells(cells)
-        if cells.n_cells == 0:  # scanpy takes no empty matrix
-            return np.empty((0, self.n_classes), dtype=np.float32)
         return self._probabilities(cells).astype(np.float32)
 
     def state_dict(self) -> dict[str, torch.Tensor]:

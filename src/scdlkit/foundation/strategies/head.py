@@ -137,14 +137,11 @@ class Head(GradientStrategy):
         self.module = module.eval()
 
     def _empty_module(self, embsize: int, n_classes: int) -> torch.nn.Module:
-        import torch
-
+        from scdlkit.foundation._random import seeded
         from scdlkit.foundation.model import AnnotationHead
 
-        # On "meta" nothing is drawn from the global generator.
-        with torch.device("meta"):
-            module = AnnotationHead(embsize, n_classes, self.config.n_layers)
-        return module.to_empty(device="cpu")
+        with seeded(0):  # nothing is drawn from the global generator, and what is drawn is replaced
+            return AnnotationHead(embsize, n_classes, self.config.n_layers)
 
 
 def initialise_linears(module: torch.nn.Module, generator: torch.Generator) -> None:

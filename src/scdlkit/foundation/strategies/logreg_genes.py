@@ -71,7 +71,7 @@ class LogRegGenes(Strategy):
     config_class = LogRegGenesConfig
     role = "baseline"
     needs = frozenset({"expression"})
-    libraries = ("scanpy", "sklearn.linear_model")
+    libraries = ("sklearn.linear_model",)
 
     def fit(
         self,
@@ -107,8 +107,6 @@ class LogRegGenes(Strategy):
         """Class probabilities, float32 ``[n, n_classes]``."""
         self._check_fitted()
         self._check_cells(cells)
-        if cells.n_cells == 0:  # scanpy takes no empty matrix
-            return np.empty((0, self.n_classes), dtype=np.float32)
         scaled = self._scaled(expression_of(cells, self._genes, self.name)[0])
         return softmax(scaled @ self._weights["coef"].T + self._weights["intercept"]).astype(np.float32)
 

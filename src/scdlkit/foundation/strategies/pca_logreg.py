@@ -76,7 +76,7 @@ class PCALogReg(Strategy):
     config_class = PCALogRegConfig
     role = "baseline"
     needs = frozenset({"expression"})
-    libraries = ("scanpy", "sklearn.decomposition", "sklearn.linear_model")
+    libraries = ("sklearn.decomposition", "sklearn.linear_model")
 
     def fit(
         self,
@@ -118,8 +118,6 @@ class PCALogReg(Strategy):
         """Class probabilities, float32 ``[n, n_classes]``."""
         self._check_fitted()
         self._check_cells(cells)
-        if cells.n_cells == 0:  # scanpy takes no empty matrix
-            return np.empty((0, self.n_classes), dtype=np.float32)
         return softmax(self._scores(cells) @ self._weights["coef"].T + self._weights["intercept"]).astype(np.float32)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
