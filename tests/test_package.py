@@ -37,7 +37,7 @@ LAYERS = """
     foundation.weights foundation.frozen_cuda foundation._layer_norm_triton foundation.frozen foundation.model foundation.batching
     foundation._packed_linear foundation._frozen_kernels foundation._vector_math foundation._dropout
     foundation.stored_tokens foundation.row_file foundation.tokens
-    foundation._binning foundation._distinct
+    foundation._binning foundation._distinct foundation._prefetch
     foundation.expression_rows foundation.expression foundation._candidates foundation.matrices foundation.vocabulary foundation.gene_match foundation.gene_names
     foundation.checkpoints foundation._download foundation._lock foundation._memory
     foundation._device foundation._overlap foundation._processes foundation._random

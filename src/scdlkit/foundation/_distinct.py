@@ -14,7 +14,7 @@ TABLE_BITS = 12
 TABLE = 1 << TABLE_BITS
 MOST_IN_TABLE = TABLE // 4  # beyond, sorting is faster
 CODES = COUNTS + TABLE
-LANES = 4  # neighbours are counted apart: adding to the same place again and again would stall
+LANES = 8  # neighbours are counted apart: adding to the same place again and again would stall
 
 
 @numba.njit(nogil=True, cache=True)
@@ -67,23 +67,23 @@ def _encode_counts(values, n, codes):  # type: ignore[no-untyped-def]
 def _count(codes, n, tally):  # type: ignore[no-untyped-def]
     even = n - n % LANES
     for j in range(0, even, LANES):
-        tally[0, codes[j]] += 1
-        tally[1, codes[j + 1]] += 1
-        tally[2, codes[j + 2]] += 1
-        tally[3, codes[j + 3]] += 1
+        for lane in range(LANES):
+            tally[lane, codes[j + lane]] += 1
     for j in range(even, n):
         tally[0, codes[j]] += 1
 
 
 @numba.njit(nogil=True, cache=True)
 def _read_counts(highest, tally, where, amount, what):  # type: ignore[no-untyped-def]
+    for lane in range(1, LANES):
+        for code in range(highest + 1):
+            tally[0, code] += tally[lane, code]
+            tally[lane, code] = 0
     found = 0
     for code in range(1, highest + 1):
-        total = tally[0, code] + tally[1, code] + tally[2, code] + tally[3, code]
-        where[found], amount[found], what[found] = code, total, code
-        found += total > 0
-    for lane in range(LANES):
-        tally[lane, : highest + 1] = 0
+        where[found], amount[found], what[found] = code, tally[0, code], code
+        found += tally[0, code] > 0
+    tally[0, : highest + 1] = 0
     return found
 
 

@@ -242,7 +242,9 @@ class _Columns:
         ids = np.where(token_ids < 0, -1, token_ids).astype(np.int32)
         known = np.flatnonzero(ids >= 0)
         self.home = np.arange(len(ids), dtype=np.int32)
-        self.shared = bool((np.diff(np.sort(ids[known])) == 0).any())
+        seen = np.zeros(ids.max(initial=0) + 1, dtype=bool)
+        seen[ids[known]] = True
+        self.shared = int(np.count_nonzero(seen)) < len(known)
         if self.shared:
             _, first, position = np.unique(ids[known], return_index=True, return_inverse=True)
             self.home[known] = known[first[position]]
