@@ -26,7 +26,7 @@ from . import _frozen_kernels as kernels
 from ._dropout import Dropout
 from ._packed_linear import FloatLinear, Int8Linear
 from .batching import pack
-from .model import Block, ScGPTEncoder, ValueEncoder
+from .model import Block, LayerNorm, ScGPTEncoder, ValueEncoder
 from .tokens import Tokens
 
 CPUPrecision = Literal["fp32", "bf16", "int8"]
@@ -36,7 +36,17 @@ _FEWEST_QUERIES = 32
 
 def is_plain(encoder: ScGPTEncoder) -> bool:
     """Whether this is exactly the pretrained architecture, with nothing put in that would be bypassed."""
-    plain = {nn.Linear, nn.LayerNorm, nn.Embedding, Dropout, nn.ModuleList, Block, ValueEncoder, ScGPTEncoder}
+    plain = {
+        nn.Linear,
+        nn.LayerNorm,
+        LayerNorm,
+        nn.Embedding,
+        Dropout,
+        nn.ModuleList,
+        Block,
+        ValueEncoder,
+        ScGPTEncoder,
+    }
     return all(
         type(module) in plain
         and not (module._forward_hooks or module._forward_pre_hooks)

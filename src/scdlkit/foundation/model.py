@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ._attention import attention
 from ._dropout import Dropout
 
 MAX_VALUE = 512.0  # upstream clamps larger values
@@ -104,6 +105,17 @@ class InputTables(NamedTuple):
     values: Tensor  # [values from pad_value to n_bins - 1, embsize]
 
 
+class LayerNorm(nn.LayerNorm):
+    """:class:`torch.nn.LayerNorm`, but autocast does not turn half precision into float32 here: sums are float32 anyway."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., width]``, normalised, in the type of ``x``."""
+        if x.dtype is self.weight.dtype:
+            return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+
+
 class ValueEncoder(nn.Module):
     """Embed a scalar value: clamp, Linear, ReLU, Linear, LayerNorm, dropout."""
 
@@ -132,7 +144,7 @@ class Block(nn.Module):
         self.attention_dropout = config.dropout
         self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
         self.fc1, self.fc2 = nn.Linear(width, config.d_hid), nn.Linear(config.d_hid, width)
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.norm1, self.norm2 = LayerNorm(width), LayerNorm(width)
         self.dropout = Dropout(config.dropout)
         self.prefix: nn.Module | None = None  # further keys and values, see strategies/prefix_tuning.py
 
@@ -152,13 +164,8 @@ class Block(nn.Module):
         keys, values = self._heads(self.k(inputs)), self._heads(self.v(inputs))
         if self.prefix is not None:
             keys, values, keep = self.prefix(keys, values, keep)
-        attended = F.scaled_dot_product_attention(
-            self._heads(self.q(inputs[:, :1] if cls_only else inputs)),
-            keys,
-            values,
-            attn_mask=keep,
-            dropout_p=self.attention_dropout if self.training else 0.0,
-        )
+        asking = self._heads(self.q(inputs[:, :1] if cls_only else inputs))
+        attended = attention(asking, keys, values, keep, self.attention_dropout if self.training else 0.0)
         attended = self.out(attended.transpose(1, 2).flatten(2))
         hidden = self.norm1(queries + self.dropout(attended))
         return self.norm2(hidden + self.dropout(self.fc2(self.dropout(F.relu(self.fc1(hidden))))))
@@ -255,6 +262,8 @@ class ScGPTEncoder(nn.Module):
         """
         keep = None if padding_mask is None else ~padding_mask[:, None, None, :]
         last = len(self.blocks) - 1
+        if self.training and torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
         again = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         for index, block in list(enumerate(self.blocks))[start:stop]:
             run = partial(block, cls_only=cls_only and index == last)

@@ -1,0 +1,238 @@
+"""Attention for training on a CPU: cell by cell, through scores that stay in the cache, in the type of the queries.
+
+PyTorch's takes twice as long in bfloat16, and with dropout three to eight times, because it then keeps the weights of all
+cells. In float32 without dropout it is as fast, and is what runs.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import _attention_kernels as kernels
+from ._frozen_kernels import put_heads, put_heads_bf16
+
+_SCORES = 1 << 21  # bytes of scores at a time
+_FEWEST_QUERIES = 32
+_WORTH_A_THREAD = (
+    1 << 20
+)  # scores; PyTorch's own threads go on waiting for work for some milliseconds, and are in the way
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, keep: Tensor | None, dropout: float) -> Tensor:
+    """:func:`torch.nn.functional.scaled_dot_product_attention`, but faster where it is slow.
+
+    Parameters
+    ----------
+    query, key, value
+        ``[B, heads, L, width]``; there may be more keys than queries, the further ones in front.
+    keep
+        bool ``[B, 1, 1, keys]``, False at padding, or None.
+    dropout
+        Probability that a weight is left out; on a CPU rounded to 1/256.
+
+    Returns
+    -------
+    Tensor
+        ``[B, heads, L, width]``; rows at padding mean nothing.
+    """
+    dropped = round(dropout * kernels.STEPS)
+    lengths = _lengths(query, key, value, keep) if _is_slow(query, key, value, dropped) else None
+    if lengths is None:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=keep, dropout_p=dropout)
+    seed = 0
+    if dropped:  # from the generator of all dropout, which the training loop seeds
+        seed = int(torch.randint(1 << 32, (), generator=torch.default_generator))
+    return _Attention.apply(query, key, value, _How(lengths, dropped, seed))
+
+
+def _is_slow(query: Tensor, key: Tensor, value: Tensor, dropped: int) -> bool:
+    """Whether PyTorch's attention is the slower one."""
+    n_threads = torch.get_num_threads()
+    return (
+        query.device.type == "cpu"
+        and query.dtype is key.dtype is value.dtype
+        and (query.dtype is torch.bfloat16 or (query.dtype is torch.float32 and dropped > 0))
+        and dropped < kernels.STEPS
+        and query.shape[2] > 1
+        and (n_threads == 1 or query.shape[:3].numel() * key.shape[2] >= n_threads * _WORTH_A_THREAD)
+        and torch.is_grad_enabled()
+        and (query.requires_grad or key.requires_grad or value.requires_grad)
+        and not torch.compiler.is_compiling()
+    )
+
+
+def _lengths(query: Tensor, key: Tensor, value: Tensor, keep: Tensor | None) -> list[int] | None:
+    """How many keys each cell has, the first ones; None where padding is anywhere else."""
+    n_cells, n_keys = len(key), key.shape[2]
+    if keep is None:
+        return [n_keys] * n_cells
+    real = keep[:, 0, 0]
+    lengths = real.sum(1)
+    behind = bool((real == (torch.arange(n_keys) < lengths[:, None])).all())
+    fewest = n_keys - query.shape[2]  # without a single gene
+    return lengths.tolist() if behind and int(lengths.min()) > fewest else None
+
+
+class _How(NamedTuple):
+    lengths: list[int]  # keys of each cell
+    dropped: int  # of 256 weights
+    seed: int
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, how: _How) -> Tensor:
+        n_cells, n_heads, n_queries, width = query.shape
+        out = query.new_zeros((n_cells, n_queries, n_heads * width))  # padding stays zero
+        logsum = torch.zeros((n_cells, n_heads, n_queries))
+        half = query.dtype is torch.bfloat16
+        softmax, put = (kernels.softmax_bf16, put_heads_bf16) if half else (kernels.softmax, put_heads)
+
+        def one(cell: int, room: _Room) -> None:
+            q, k, v = _cell(query, key, value, how.lengths[cell], cell)
+            rest = np.empty((n_heads, n_queries), np.float32)
+            for heads, begin, stop in _pieces(n_heads, q.shape[1], k.shape[1], query.element_size()):
+                size = heads.stop - heads.start, stop - begin
+                weights = torch.bmm(q[heads, begin:stop], k[heads].mT, out=room("weights", *size, k.shape[1]))
+                softmax(
+                    _array(weights), _factor(width), logsum[cell, heads, begin:stop].numpy(), rest[heads, begin:stop],
+                    how.dropped, _row_numbers(how.seed, cell, heads, begin, query),
+                )  # fmt: skip
+                attended = torch.bmm(weights, v[heads], out=room("attended", *size, width))
+                put(_array(attended), rest[heads, begin:stop], begin, heads.start, _array(out[cell]))
+
+        _for_each(n_cells, one, query.dtype)
+        ctx.how = how
+        ctx.save_for_backward(query, key, value, out, logsum)
+        return out.unflatten(2, (n_heads, width)).transpose(1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, out, logsum = ctx.saved_tensors
+        how: _How = ctx.how
+        n_heads, width = query.shape[1], query.shape[3]
+        delta = (slope.float() * out.unflatten(2, (n_heads, width)).transpose(1, 2).float()).sum(3)
+        slopes = [_zeros_like(part) for part in (query, key, value)]
+        go_back = kernels.go_back_bf16 if query.dtype is torch.bfloat16 else kernels.go_back
+
+        def one(cell: int, room: _Room) -> None:
+            q, k, v = _cell(query, key, value, how.lengths[cell], cell)
+            n_queries, n_keys = q.shape[1], k.shape[1]
+            of_out = _whole(slope[cell, :, :n_queries])
+            of_q, of_k, of_v = (part[cell] for part in slopes)
+            for heads, begin, stop in _pieces(n_heads, n_queries, n_keys, query.element_size()):
+                n, size = heads.stop - heads.start, (heads.stop - heads.start, stop - begin)
+                asking, asked = q[heads, begin:stop], of_out[heads, begin:stop]
+                weights = torch.bmm(asking, k[heads].mT, out=room("weights", *size, n_keys))
+                of_scores = torch.bmm(asked, v[heads].mT, out=room("of_scores", *size, n_keys))
+                go_back(
+                    _array(weights), _array(of_scores), _factor(width), np.float32(1 / math.sqrt(width)),
+                    logsum[cell, heads, begin:stop].numpy(), delta[cell, heads, begin:stop].numpy(),
+                    how.dropped, _row_numbers(how.seed, cell, heads, begin, query),
+                )  # fmt: skip
+                of_q[heads, begin:stop] = torch.bmm(of_scores, k[heads], out=room("of_q", *size, width))
+                of_k[heads, :n_keys] += torch.bmm(of_scores.mT, asking, out=room("of_k", n, n_keys, width))
+                of_v[heads, :n_keys] += torch.bmm(weights.mT, asked, out=room("of_v", n, n_keys, width))
+
+        _for_each(len(query), one, query.dtype)
+        return *(part.to(query.dtype) for part in slopes), None
+
+
+def _factor(width: int) -> np.float32:
+    """Of scores, whose powers of two are taken."""
+    return np.float32(math.log2(math.e) / math.sqrt(width))
+
+
+def _for_each(n_cells: int, one: Callable[[int, _Room], None], dtype: torch.dtype) -> None:
+    """Each cell on one thread, as many at a time as PyTorch has threads."""
+    n_threads = min(torch.get_num_threads(), n_cells)
+    cells = iter(range(n_cells))  # shared: next() of it is atomic
+
+    def work() -> None:
+        room = _Room(dtype)
+        for cell in cells:
+            one(cell, room)
+
+    if n_threads == 1:
+        work()
+        return
+
+    def work_alone() -> None:
+        torch.set_num_threads(1)
+        with torch.no_grad():  # which is of a thread
+            work()
+
+    before = torch.get_num_threads()
+    try:
+        for done in [_pool(os.getpid(), n_threads).submit(work_alone) for _ in range(n_threads)]:
+            done.result()
+    finally:
+        torch.set_num_threads(before)  # part of it is common to all threads
+
+
+@cache
+def _pool(process: int, n_threads: int) -> ThreadPoolExecutor:
+    """Threads to keep: a new one would take long to start. A process that was forked needs its own."""
+    return ThreadPoolExecutor(n_threads, thread_name_prefix="scdlkit-attention")
+
+
+class _Room:
+    """Memory that every cell uses again."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype, self.parts = dtype, dict[str, Tensor]()
+
+    def __call__(self, name: str, *shape: int) -> Tensor:
+        size = math.prod(shape)
+        if name not in self.parts or len(self.parts[name]) < size:
+            self.parts[name] = torch.empty(size, dtype=self.dtype)
+        return self.parts[name][:size].view(shape)
+
+
+def _cell(query: Tensor, key: Tensor, value: Tensor, n_keys: int, cell: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values of one cell, ``[heads, L, width]`` without padding."""
+    n_queries = query.shape[2] - key.shape[2] + n_keys
+    return _whole(query[cell, :, :n_queries]), _whole(key[cell, :, :n_keys]), _whole(value[cell, :, :n_keys])
+
+
+def _whole(part: Tensor) -> Tensor:
+    # products of bfloat16 copy what is not in one piece, again for every product
+    return part.contiguous() if part.dtype is torch.bfloat16 else part
+
+
+def _pieces(n_heads: int, n_queries: int, n_keys: int, size: int) -> list[tuple[slice, int, int]]:
+    """Heads and queries whose scores stay in the cache."""
+    most = _SCORES // size
+    heads = min(n_heads, max(1, most // (n_queries * n_keys)))
+    step = n_queries if heads > 1 else min(n_queries, max(_FEWEST_QUERIES, most // n_keys))
+    return [
+        (slice(head, min(head + heads, n_heads)), begin, min(begin + step, n_queries))
+        for head in range(0, n_heads, heads)
+        for begin in range(0, n_queries, step)
+    ]
+
+
+def _row_numbers(seed: int, cell: int, heads: slice, begin: int, query: Tensor) -> np.ndarray:
+    """Of the first row of each head, among all rows, moved by the seed."""
+    rows = (cell * query.shape[1] + np.arange(heads.start, heads.stop)) * query.shape[2] + begin
+    return ((seed + rows) & 0xFFFFFFFF).astype(np.uint32)
+
+
+def _zeros_like(part: Tensor) -> Tensor:
+    """Float32 for sums, heads side by side as in the output of a linear layer."""
+    n_cells, n_heads, length, width = part.shape
+    return torch.zeros((n_cells, length, n_heads, width)).transpose(1, 2)
+
+
+def _array(x: Tensor) -> np.ndarray:
+    return (x.view(torch.uint16) if x.dtype is torch.bfloat16 else x).numpy()
