@@ -38,7 +38,12 @@ from scdlkit.foundation.model import ScGPTConfig, ScGPTEncoder
 # Settings that are tried one by one around the defaults: learning rates, and one more.
 GRID: dict[str, dict[str, tuple[Any, ...]]] = {
     "head": {"learning_rate": (1e-3, 3e-3, 1e-2)},
-    "lora": {"learning_rate": (3e-4, 1e-3, 3e-3, 1e-2), "rank": (4, 16), "attention_dropout": (True,)},
+    "lora": {
+        "learning_rate": (3e-4, 1e-3, 3e-3, 1e-2),
+        "rank": (4, 16),
+        "attention_dropout": (True,),
+        "precision": ("bf16",),
+    },
     "adapter": {"learning_rate": (3e-4, 1e-3, 3e-3, 1e-2), "bottleneck": (16, 64)},
     "prefix_tuning": {"learning_rate": (1e-3, 5e-3, 2e-2, 5e-2), "length": (4, 16, 64)},
     "ia3": {"learning_rate": (1e-3, 5e-3, 2e-2, 5e-2)},
@@ -48,6 +53,7 @@ GRID: dict[str, dict[str, tuple[Any, ...]]] = {
         "layer_decay": (0.8, 1.0),
         "head_learning_rate": (1e-4, 1e-3, 1e-2),
         "attention_dropout": (True,),
+        "precision": ("bf16",),
     },
 }
 
@@ -144,7 +150,8 @@ def summary(path: Path) -> pd.DataFrame:
     """Validation macro-F1 of each setting: mean over data sets and seeds, and of each data set."""
     lines = pd.DataFrame(read(path))
     lines["settings"] = [
-        ", ".join(f"{key} {value:g}" for key, value in settings.items()) for settings in lines["settings"]
+        ", ".join(f"{key} {value if isinstance(value, str) else f'{value:g}'}" for key, value in settings.items())
+        for settings in lines["settings"]
     ]
     by = lines.groupby(["strategy", "settings"], sort=False)["val_macro_f1"]
     table = by.agg(["mean", "count"]).join(

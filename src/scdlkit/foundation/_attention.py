@@ -46,7 +46,8 @@ def attention(query: Tensor, key: Tensor, value: Tensor, keep: Tensor | None, dr
         ``[B, heads, L, width]``; rows at padding mean nothing.
     """
     dropped = round(dropout * kernels.STEPS)
-    lengths = _lengths(query, key, value, keep) if _is_slow(query, key, value, dropped) else None
+    on_cpu = query.device.type == "cpu" and not torch.compiler.is_compiling()
+    lengths = _lengths(query, key, keep) if on_cpu and _is_slow(query, key, value, dropped) else None
     if lengths is None:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=keep, dropout_p=dropout)
     seed = 0
@@ -56,22 +57,20 @@ def attention(query: Tensor, key: Tensor, value: Tensor, keep: Tensor | None, dr
 
 
 def _is_slow(query: Tensor, key: Tensor, value: Tensor, dropped: int) -> bool:
-    """Whether PyTorch's attention is the slower one."""
+    """Whether PyTorch's attention on the CPU is the slower one."""
     n_threads = torch.get_num_threads()
     return (
-        query.device.type == "cpu"
-        and query.dtype is key.dtype is value.dtype
+        query.dtype is key.dtype is value.dtype
         and (query.dtype is torch.bfloat16 or (query.dtype is torch.float32 and dropped > 0))
         and dropped < kernels.STEPS
         and query.shape[2] > 1
         and (n_threads == 1 or query.shape[:3].numel() * key.shape[2] >= n_threads * _WORTH_A_THREAD)
         and torch.is_grad_enabled()
         and (query.requires_grad or key.requires_grad or value.requires_grad)
-        and not torch.compiler.is_compiling()
     )
 
 
-def _lengths(query: Tensor, key: Tensor, value: Tensor, keep: Tensor | None) -> list[int] | None:
+def _lengths(query: Tensor, key: Tensor, keep: Tensor | None) -> list[int] | None:
     """How many keys each cell has, the first ones; None where padding is anywhere else."""
     n_cells, n_keys = len(key), key.shape[2]
     if keep is None:

@@ -36,17 +36,8 @@ _FEWEST_QUERIES = 32
 
 def is_plain(encoder: ScGPTEncoder) -> bool:
     """Whether this is exactly the pretrained architecture, with nothing put in that would be bypassed."""
-    plain = {
-        nn.Linear,
-        nn.LayerNorm,
-        LayerNorm,
-        nn.Embedding,
-        Dropout,
-        nn.ModuleList,
-        Block,
-        ValueEncoder,
-        ScGPTEncoder,
-    }
+    norms = {nn.LayerNorm, LayerNorm}
+    plain = {nn.Linear, nn.Embedding, Dropout, nn.ModuleList, Block, ValueEncoder, ScGPTEncoder, *norms}
     return all(
         type(module) in plain
         and not (module._forward_hooks or module._forward_pre_hooks)

@@ -5,8 +5,9 @@ https://doi.org/10.1038/s41592-024-02201-0. What is as published, and what is ou
 
 - token = LayerNorm(gene embedding) + value encoder(bin); no positions, a cell is a set of genes;
 - post-norm blocks with ReLU and eps 1e-5, keys at padding masked, the cell embedding is the output at ``<cls>``;
-- q, k, v, out, fc1 and fc2 are separate Linears over ``scaled_dot_product_attention``: peft reaches every one of them
-  and there is no fused path that could skip an adapter;
+- q, k, v, out, fc1 and fc2 are separate Linears around attention: peft reaches every one of them and there is no fused
+  path that could skip an adapter;
+- in mixed precision, what goes from block to block is in half precision while training, as layer norms leave it;
 - the last block computes its output for ``<cls>`` alone, which is all that annotation reads;
 - bins are small integers, so with frozen embeddings both input embeddings are look-ups (:class:`InputTables`);
 - the gene embedding may hold only the vocabulary rows in use; callers keep passing vocabulary ids.
@@ -262,7 +263,7 @@ class ScGPTEncoder(nn.Module):
         """
         keep = None if padding_mask is None else ~padding_mask[:, None, None, :]
         last = len(self.blocks) - 1
-        if self.training and torch.is_autocast_enabled(x.device.type):
+        if self.training and torch.is_autocast_enabled(x.device.type):  # less to keep for the way back
             x = x.to(torch.get_autocast_dtype(x.device.type))
         again = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         for index, block in list(enumerate(self.blocks))[start:stop]:
