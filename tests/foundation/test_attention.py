@@ -159,6 +159,8 @@ def test_seeds_come_from_the_generator_of_dropout():
         (torch.bfloat16, 0.2, [9, 4], True, "own"),
         (torch.float32, 0.2, None, True, "own"),
         (torch.float32, 0.0, None, True, "PyTorch"),
+        (torch.float32, 0.0, [9, 9], True, "PyTorch"),
+        (torch.float32, 0.0, [9, 7], True, "own"),
         (torch.float64, 0.2, None, True, "PyTorch"),
         (torch.bfloat16, 0.0, None, False, "PyTorch"),
         (torch.bfloat16, 1.0, None, True, "PyTorch"),

@@ -1,7 +1,7 @@
 """Attention for training on a CPU: cell by cell, through scores that stay in the cache, in the type of the queries.
 
 PyTorch's takes twice as long in bfloat16, and with dropout three to eight times, because it then keeps the weights of all
-cells. In float32 without dropout it is as fast, and is what runs.
+cells. In float32 without dropout and without padding it is as fast, and is what runs.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from ._frozen_kernels import put_heads, put_heads_bf16
 
 _SCORES = 1 << 21  # bytes of scores at a time
 _FEWEST_QUERIES = 32
-_WORTH_A_THREAD = (
-    1 << 20
-)  # scores; PyTorch's own threads go on waiting for work for some milliseconds, and are in the way
+_PADDING_PAYS = 0.9  # share of scores that is no padding; with less, leaving padding out pays in float32
+# Scores: PyTorch's own threads go on waiting for work for some milliseconds, and are in the way of others.
+_WORTH_A_THREAD = 1 << 20
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, keep: Tensor | None, dropout: float) -> Tensor:
@@ -47,8 +47,8 @@ def attention(query: Tensor, key: Tensor, value: Tensor, keep: Tensor | None, dr
     """
     dropped = round(dropout * kernels.STEPS)
     on_cpu = query.device.type == "cpu" and not torch.compiler.is_compiling()
-    lengths = _lengths(query, key, keep) if on_cpu and _is_slow(query, key, value, dropped) else None
-    if lengths is None:
+    lengths = _lengths(query, key, keep) if on_cpu and _can_take(query, key, value, dropped) else None
+    if lengths is None or not _is_faster(query, key, lengths, dropped):
         return F.scaled_dot_product_attention(query, key, value, attn_mask=keep, dropout_p=dropout)
     seed = 0
     if dropped:  # from the generator of all dropout, which the training loop seeds
@@ -56,18 +56,26 @@ def attention(query: Tensor, key: Tensor, value: Tensor, keep: Tensor | None, dr
     return _Attention.apply(query, key, value, _How(lengths, dropped, seed))
 
 
-def _is_slow(query: Tensor, key: Tensor, value: Tensor, dropped: int) -> bool:
-    """Whether PyTorch's attention on the CPU is the slower one."""
-    n_threads = torch.get_num_threads()
+def _can_take(query: Tensor, key: Tensor, value: Tensor, dropped: int) -> bool:
+    """Whether :class:`_Attention` is made for this: for a way back, from more than ``<cls>``."""
     return (
         query.dtype is key.dtype is value.dtype
-        and (query.dtype is torch.bfloat16 or (query.dtype is torch.float32 and dropped > 0))
+        and query.dtype in (torch.float32, torch.bfloat16)
         and dropped < kernels.STEPS
         and query.shape[2] > 1
-        and (n_threads == 1 or query.shape[:3].numel() * key.shape[2] >= n_threads * _WORTH_A_THREAD)
         and torch.is_grad_enabled()
         and (query.requires_grad or key.requires_grad or value.requires_grad)
     )
+
+
+def _is_faster(query: Tensor, key: Tensor, lengths: list[int], dropped: int) -> bool:
+    """Whether :class:`_Attention` is faster than PyTorch's, which computes padding, too."""
+    n_threads, n_more = torch.get_num_threads(), key.shape[2] - query.shape[2]
+    padded = query.shape[:3].numel() * key.shape[2]
+    needed = query.shape[1] * sum(n_keys * (n_keys - n_more) for n_keys in lengths)
+    if n_threads > 1 and needed < n_threads * _WORTH_A_THREAD:
+        return False
+    return query.dtype is torch.bfloat16 or dropped > 0 or needed < _PADDING_PAYS * padded
 
 
 def _lengths(query: Tensor, key: Tensor, keep: Tensor | None) -> list[int] | None:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from . import _frozen_kernels as kernels
 from ._dropout import Dropout
+from ._linear import Linear
 from ._packed_linear import FloatLinear, Int8Linear
 from .batching import pack
 from .model import Block, LayerNorm, ScGPTEncoder, ValueEncoder
@@ -36,8 +37,8 @@ _FEWEST_QUERIES = 32
 
 def is_plain(encoder: ScGPTEncoder) -> bool:
     """Whether this is exactly the pretrained architecture, with nothing put in that would be bypassed."""
-    norms = {nn.LayerNorm, LayerNorm}
-    plain = {nn.Linear, nn.Embedding, Dropout, nn.ModuleList, Block, ValueEncoder, ScGPTEncoder, *norms}
+    layers = {nn.Linear, Linear, nn.LayerNorm, LayerNorm, nn.Embedding, Dropout}
+    plain = {*layers, nn.ModuleList, Block, ValueEncoder, ScGPTEncoder}
     return all(
         type(module) in plain
         and not (module._forward_hooks or module._forward_pre_hooks)

@@ -28,6 +28,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ._attention import attention
 from ._dropout import Dropout
+from ._linear import Linear
 
 MAX_VALUE = 512.0  # upstream clamps larger values
 
@@ -143,8 +144,8 @@ class Block(nn.Module):
         width = config.embsize
         self.nheads = config.nheads
         self.attention_dropout = config.dropout
-        self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
-        self.fc1, self.fc2 = nn.Linear(width, config.d_hid), nn.Linear(config.d_hid, width)
+        self.q, self.k, self.v, self.out = (Linear(width, width) for _ in range(4))
+        self.fc1, self.fc2 = Linear(width, config.d_hid), Linear(config.d_hid, width)
         self.norm1, self.norm2 = LayerNorm(width), LayerNorm(width)
         self.dropout = Dropout(config.dropout)
         self.prefix: nn.Module | None = None  # further keys and values, see strategies/prefix_tuning.py
@@ -173,7 +174,7 @@ class Block(nn.Module):
 
     def _inputs(self, x: Tensor) -> Tensor:
         """``x`` in the type of autocast, which would otherwise convert it for each of three layers."""
-        plain = type(self.q) is type(self.k) is type(self.v) is nn.Linear
+        plain = type(self.q) is type(self.k) is type(self.v) is Linear
         half = plain and torch.is_autocast_enabled(x.device.type)
         return x.to(torch.get_autocast_dtype(x.device.type)) if half else x
 

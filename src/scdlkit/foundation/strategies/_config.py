@@ -110,9 +110,9 @@ class TrainingConfig(Config):
         Compute the blocks of the encoder again on the way back instead of keeping what they hold: the same result, far
         less memory, about a third more time.
     attention_dropout
-        Drop attention weights as well while the encoder trains, as scGPT does. Off by default: it keeps PyTorch from
-        its fast attention, costs time and memory, and made no difference to the macro-F1 on three data sets (see the
-        page on strategies). All other dropout stays as in the checkpoint.
+        Drop attention weights as well while the encoder trains, as scGPT does. Off by default: on a GPU it costs time and
+        memory, on a CPU some time, and it made no difference to the macro-F1 on three data sets (see the page on
+        strategies). All other dropout stays as in the checkpoint.
     compile
         Train the blocks of the encoder through ``torch.compile``, for strategies that train inside it; predictions do
         not go through it. Never required: it takes seconds to minutes before the first step, which are logged, and needs

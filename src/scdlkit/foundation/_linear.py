@@ -1,0 +1,56 @@
+"""Linear layers by oneDNN where that is faster: large products in float32 on a CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_WORTH_IT = 1 << 24  # multiplications; below, the detour through Python takes longer than is won
+
+
+class Linear(nn.Linear):
+    """:class:`torch.nn.Linear`, which multiplies by another library in float32; the result differs by rounding."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., in]`` to ``[..., out]``."""
+        if not self._is_for_onednn(x):
+            return super().forward(x)
+        if torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad or self.bias.requires_grad):
+            return _Product.apply(x, self.weight, self.bias)
+        return _multiply(x, self.weight, self.bias)
+
+    def _is_for_onednn(self, x: Tensor) -> bool:
+        return (
+            x.device.type == "cpu"
+            and not torch.compiler.is_compiling()
+            and x.dtype is self.weight.dtype is torch.float32
+            and self.bias is not None
+            and x.numel() * self.out_features >= _WORTH_IT
+            and not torch.is_autocast_enabled("cpu")
+            and torch.backends.mkldnn.is_available()
+            and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        )
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _multiply(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        rows = slope.flatten(0, -2)
+        return (
+            _multiply(slope.contiguous(), weight.t().contiguous(), None) if of_x else None,
+            rows.t().mm(x.flatten(0, -2)) if of_weight else None,  # oneDNN would have to turn both around
+            rows.sum(0) if of_bias else None,
+        )
+
+
+def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
