@@ -1,6 +1,6 @@
 """Attention for training on a CPU: cell by cell, through scores that stay in the cache, in the type of the queries.
 
-PyTorch's takes twice as long in bfloat16, and with dropout three to eight times, because it then keeps the weights of all
+PyTorch's takes twice as long in bfloat16, and with dropout three to five times, because it then keeps the weights of all
 cells. In float32 without dropout and without padding it is as fast, and is what runs.
 """
 
