@@ -172,8 +172,21 @@ def test_who_computes(dtype, dropout, keep, grad, who, monkeypatch):
     called = []
     monkeypatch.setattr(_Attention, "apply", lambda *_: called.append("own"))
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *_, **__: called.append("PyTorch"))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     query, key, value, _ = inputs(2, 2, 9, 9, 8, dtype=dtype)
     keep = mask([9, 4], 9).flip(3) if keep == "in front" else None if keep is None else mask(keep, 9)
     with torch.set_grad_enabled(grad):
         attention(query, key, value, keep, dropout)
+    assert called == [who]
+
+
+@pytest.mark.parametrize(("n_threads", "who"), [(1, "own"), (2, "own"), (3, "PyTorch")])
+def test_threads_need_enough_to_do(n_threads, who, monkeypatch):
+    called = []
+    monkeypatch.setattr(_Attention, "apply", lambda *_: called.append("own"))
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *_, **__: called.append("PyTorch"))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: n_threads)
+    monkeypatch.setattr(_attention, "_WORTH_A_THREAD", 200)
+    query, key, value, _ = inputs(2, 2, 12, 12, 8, dtype=torch.bfloat16)
+    attention(query, key, value, mask([12, 9], 12), 0.0)  # 2 heads x (144 + 81) scores
     assert called == [who]
