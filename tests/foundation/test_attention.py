@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scdlkit.foundation import _attention
+from scdlkit.foundation import _attention, _cell_attention
 from scdlkit.foundation._attention import _Attention, _How, attention
 from scdlkit.foundation._random import seeded
 
@@ -74,8 +74,8 @@ def test_in_pieces(dtype, monkeypatch):
     keep = mask([150, 101], 150)
     slope = slope * keep.transpose(2, 3)
     whole = results(own(_How([150, 101], 0, 0)), query, key, value, slope)
-    monkeypatch.setattr(_attention, "_SCORES", 4 * 150 * 40)
-    assert len(_attention._pieces(3, 150, 150, 4)) == 12
+    monkeypatch.setattr(_cell_attention, "_SCORES", 4 * 150 * 40)
+    assert len(_cell_attention.pieces(3, 150, 150, 4)) == 12
     pieces = results(own(_How([150, 101], 0, 0)), query, key, value, slope)
     atol = 0.02 if dtype is torch.bfloat16 else 1e-5
     for one, other in zip(pieces, expected(query, key, value, slope, keep), strict=True):
@@ -89,7 +89,7 @@ def test_dropout_is_the_same_on_the_way_back(dtype, cut, monkeypatch):
     n, dropped = 48, 64
     query, key, _, slope = inputs(2, 2, n, n, n, dtype=dtype)
     if cut:
-        monkeypatch.setattr(_attention, "_SCORES", 4 * n * 32)
+        monkeypatch.setattr(_cell_attention, "_SCORES", 4 * n * 32)
     value = torch.eye(n, dtype=dtype).expand(2, 2, n, n).clone().requires_grad_()
     found = results(own(_How([n, n], dropped, 12345)), query, key, value, slope)
     stays = (found[0] != 0).double()

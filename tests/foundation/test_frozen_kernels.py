@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scdlkit.foundation import _frozen_kernels as kernels
+from scdlkit.foundation._attention_kernels import softmax
 from scdlkit.foundation._packed_linear import FloatLinear, Int8Linear
 
 RNG = np.random.default_rng(0)
@@ -27,9 +28,12 @@ def test_softmax(length, spread):
     expected = torch.softmax(torch.from_numpy(scores).double() * np.log(2), 1).numpy()
     short = torch.from_numpy(scores).bfloat16()
     rounded = torch.softmax(short.double() * np.log(2), 1).numpy()
-    kernels.softmax(scores, rest)
+    logsum, plain = np.empty((1, 9), np.float32), (0, np.zeros(1, np.uint32))
+    levels = torch.from_numpy(scores).double().mul(np.log(2)).logsumexp(1).div(np.log(2)).numpy()
+    softmax(scores[None], np.float32(1), logsum, rest[None], *plain)
+    np.testing.assert_allclose(logsum[0], levels, rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(scores * rest[:, None], expected, atol=3e-7)
-    kernels.softmax_bf16(bits(short), rest)
+    softmax(bits(short)[None], np.float32(1), logsum, rest[None], *plain)
     np.testing.assert_allclose(short.float().numpy() * rest[:, None], rounded, rtol=2**-8, atol=1e-6)
 
 

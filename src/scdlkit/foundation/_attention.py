@@ -18,11 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import _attention_kernels as kernels
-from ._frozen_kernels import put_heads, put_heads_bf16
+from ._attention_kernels import go_back
+from ._cell_attention import Scratch, as_array, attend, in_one_piece, pieces
+from ._dropout import STEPS
 
-_SCORES = 1 << 21  # bytes of scores at a time
-_FEWEST_QUERIES = 32
 _PADDING_PAYS = 0.9  # share of scores that is no padding; with less, leaving padding out pays in float32
 # Scores: PyTorch's own threads go on waiting for work for some milliseconds, and are in the way of others.
 _WORTH_A_THREAD = 1 << 20
@@ -45,7 +44,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, keep: Tensor | None, dr
     Tensor
         ``[B, heads, L, width]``; rows at padding mean nothing.
     """
-    dropped = round(dropout * kernels.STEPS)
+    dropped = round(dropout * STEPS)
     on_cpu = query.device.type == "cpu" and not torch.compiler.is_compiling()
     lengths = _lengths(query, key, keep) if on_cpu and _can_take(query, key, value, dropped) else None
     if lengths is None or not _is_faster(query, key, lengths, dropped):
@@ -61,7 +60,7 @@ def _can_take(query: Tensor, key: Tensor, value: Tensor, dropped: int) -> bool:
     return (
         query.dtype is key.dtype is value.dtype
         and query.dtype in (torch.float32, torch.bfloat16)
-        and dropped < kernels.STEPS
+        and dropped < STEPS
         and query.shape[2] > 1
         and torch.is_grad_enabled()
         and (query.requires_grad or key.requires_grad or value.requires_grad)
@@ -102,21 +101,12 @@ class _Attention(torch.autograd.Function):
         n_cells, n_heads, n_queries, width = query.shape
         out = query.new_zeros((n_cells, n_queries, n_heads * width))  # padding stays zero
         logsum = torch.zeros((n_cells, n_heads, n_queries))
-        half = query.dtype is torch.bfloat16
-        softmax, put = (kernels.softmax_bf16, put_heads_bf16) if half else (kernels.softmax, put_heads)
+        factor, dropped = _factor(width), how.dropped
 
-        def one(cell: int, room: _Room) -> None:
+        def one(cell: int, scratch: Scratch) -> None:
             q, k, v = _cell(query, key, value, how.lengths[cell], cell)
-            rest = np.empty((n_heads, n_queries), np.float32)
-            for heads, begin, stop in _pieces(n_heads, q.shape[1], k.shape[1], query.element_size()):
-                size = heads.stop - heads.start, stop - begin
-                weights = torch.bmm(q[heads, begin:stop], k[heads].mT, out=room("weights", *size, k.shape[1]))
-                softmax(
-                    _array(weights), _factor(width), logsum[cell, heads, begin:stop].numpy(), rest[heads, begin:stop],
-                    how.dropped, _row_numbers(how.seed, cell, heads, begin, query),
-                )  # fmt: skip
-                attended = torch.bmm(weights, v[heads], out=room("attended", *size, width))
-                put(_array(attended), rest[heads, begin:stop], begin, heads.start, _array(out[cell]))
+            rows, level = _first_rows(how.seed, cell, query), logsum[cell, :, : q.shape[1]].numpy()
+            attend(q, k, v, out[cell], scratch, factor=factor, logsum=level, dropped=dropped, first_rows=rows)
 
         _for_each(n_cells, one, query.dtype)
         ctx.how = how
@@ -130,26 +120,26 @@ class _Attention(torch.autograd.Function):
         n_heads, width = query.shape[1], query.shape[3]
         delta = (slope.float() * out.unflatten(2, (n_heads, width)).transpose(1, 2).float()).sum(3)
         slopes = [_zeros_like(part) for part in (query, key, value)]
-        go_back = kernels.go_back_bf16 if query.dtype is torch.bfloat16 else kernels.go_back
+        factor, scale = _factor(width), np.float32(1 / math.sqrt(width))
 
-        def one(cell: int, room: _Room) -> None:
+        def one(cell: int, scratch: Scratch) -> None:
             q, k, v = _cell(query, key, value, how.lengths[cell], cell)
             n_queries, n_keys = q.shape[1], k.shape[1]
-            of_out = _whole(slope[cell, :, :n_queries])
+            of_out = in_one_piece(slope[cell, :, :n_queries])
             of_q, of_k, of_v = (part[cell] for part in slopes)
-            for heads, begin, stop in _pieces(n_heads, n_queries, n_keys, query.element_size()):
-                n, size = heads.stop - heads.start, (heads.stop - heads.start, stop - begin)
-                asking, asked = q[heads, begin:stop], of_out[heads, begin:stop]
-                weights = torch.bmm(asking, k[heads].mT, out=room("weights", *size, n_keys))
-                of_scores = torch.bmm(asked, v[heads].mT, out=room("of_scores", *size, n_keys))
+            level, mean, first_rows = logsum[cell].numpy(), delta[cell].numpy(), _first_rows(how.seed, cell, query)
+            for heads, rows in pieces(n_heads, n_queries, n_keys, query.element_size()):
+                n, size = heads.stop - heads.start, (heads.stop - heads.start, rows.stop - rows.start)
+                asking, asked, first = q[heads, rows], of_out[heads, rows], first_rows[heads] + np.uint32(rows.start)
+                weights = torch.bmm(asking, k[heads].mT, out=scratch("weights", *size, n_keys))
+                of_scores = torch.bmm(asked, v[heads].mT, out=scratch("of_scores", *size, n_keys))
                 go_back(
-                    _array(weights), _array(of_scores), _factor(width), np.float32(1 / math.sqrt(width)),
-                    logsum[cell, heads, begin:stop].numpy(), delta[cell, heads, begin:stop].numpy(),
-                    how.dropped, _row_numbers(how.seed, cell, heads, begin, query),
+                    as_array(weights), as_array(of_scores), factor, scale, level[heads, rows], mean[heads, rows],
+                    how.dropped, first,
                 )  # fmt: skip
-                of_q[heads, begin:stop] = torch.bmm(of_scores, k[heads], out=room("of_q", *size, width))
-                of_k[heads, :n_keys] += torch.bmm(of_scores.mT, asking, out=room("of_k", n, n_keys, width))
-                of_v[heads, :n_keys] += torch.bmm(weights.mT, asked, out=room("of_v", n, n_keys, width))
+                of_q[heads, rows] = torch.bmm(of_scores, k[heads], out=scratch("of_q", *size, width))
+                of_k[heads, :n_keys] += torch.bmm(of_scores.mT, asking, out=scratch("of_k", n, n_keys, width))
+                of_v[heads, :n_keys] += torch.bmm(weights.mT, asked, out=scratch("of_v", n, n_keys, width))
 
         _for_each(len(query), one, query.dtype)
         return *(part.to(query.dtype) for part in slopes), None
@@ -160,15 +150,15 @@ def _factor(width: int) -> np.float32:
     return np.float32(math.log2(math.e) / math.sqrt(width))
 
 
-def _for_each(n_cells: int, one: Callable[[int, _Room], None], dtype: torch.dtype) -> None:
+def _for_each(n_cells: int, one: Callable[[int, Scratch], None], dtype: torch.dtype) -> None:
     """Each cell on one thread, as many at a time as PyTorch has threads."""
     n_threads = min(torch.get_num_threads(), n_cells)
     cells = iter(range(n_cells))  # shared: next() of it is atomic
 
     def work() -> None:
-        room = _Room(dtype)
+        scratch = Scratch(dtype)
         for cell in cells:
-            one(cell, room)
+            one(cell, scratch)
 
     if n_threads == 1:
         work()
@@ -193,53 +183,23 @@ def _pool(process: int, n_threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(n_threads, thread_name_prefix="scdlkit-attention")
 
 
-class _Room:
-    """Memory that every cell uses again."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype, self.parts = dtype, dict[str, Tensor]()
-
-    def __call__(self, name: str, *shape: int) -> Tensor:
-        size = math.prod(shape)
-        if name not in self.parts or len(self.parts[name]) < size:
-            self.parts[name] = torch.empty(size, dtype=self.dtype)
-        return self.parts[name][:size].view(shape)
-
-
 def _cell(query: Tensor, key: Tensor, value: Tensor, n_keys: int, cell: int) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values of one cell, ``[heads, L, width]`` without padding."""
     n_queries = query.shape[2] - key.shape[2] + n_keys
-    return _whole(query[cell, :, :n_queries]), _whole(key[cell, :, :n_keys]), _whole(value[cell, :, :n_keys])
+    return (
+        in_one_piece(query[cell, :, :n_queries]),
+        in_one_piece(key[cell, :, :n_keys]),
+        in_one_piece(value[cell, :, :n_keys]),
+    )
 
 
-def _whole(part: Tensor) -> Tensor:
-    # products of bfloat16 copy what is not in one piece, again for every product
-    return part.contiguous() if part.dtype is torch.bfloat16 else part
-
-
-def _pieces(n_heads: int, n_queries: int, n_keys: int, size: int) -> list[tuple[slice, int, int]]:
-    """Heads and queries whose scores stay in the cache."""
-    most = _SCORES // size
-    heads = min(n_heads, max(1, most // (n_queries * n_keys)))
-    step = n_queries if heads > 1 else min(n_queries, max(_FEWEST_QUERIES, most // n_keys))
-    return [
-        (slice(head, min(head + heads, n_heads)), begin, min(begin + step, n_queries))
-        for head in range(0, n_heads, heads)
-        for begin in range(0, n_queries, step)
-    ]
-
-
-def _row_numbers(seed: int, cell: int, heads: slice, begin: int, query: Tensor) -> np.ndarray:
-    """Of the first row of each head, among all rows, moved by the seed."""
-    rows = (cell * query.shape[1] + np.arange(heads.start, heads.stop)) * query.shape[2] + begin
-    return ((seed + rows) & 0xFFFFFFFF).astype(np.uint32)
+def _first_rows(seed: int, cell: int, query: Tensor) -> np.ndarray:
+    """Number of the first row of each head, uint32 ``[heads]``: among all rows, moved by the seed."""
+    n_heads, n_queries = query.shape[1:3]
+    return ((seed + (cell * n_heads + np.arange(n_heads)) * n_queries) & 0xFFFFFFFF).astype(np.uint32)
 
 
 def _zeros_like(part: Tensor) -> Tensor:
     """Float32 for sums, heads side by side as in the output of a linear layer."""
     n_cells, n_heads, length, width = part.shape
     return torch.zeros((n_cells, length, n_heads, width)).transpose(1, 2)
-
-
-def _array(x: Tensor) -> np.ndarray:
-    return (x.view(torch.uint16) if x.dtype is torch.bfloat16 else x).numpy()

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_STEPS = 256
+STEPS = 256  # of a probability
 
 
 class Dropout(nn.Dropout):
@@ -20,12 +20,12 @@ class Dropout(nn.Dropout):
         """Zero elements with probability ``p`` while training."""
         if not self.training or self.p == 0:
             return x
-        dropped = round(self.p * _STEPS)
+        dropped = round(self.p * STEPS)
         # torch.compile knows no random_, and draws its numbers within the loop that uses them
-        if x.device.type != "cpu" or not 0 < dropped < _STEPS or torch.compiler.is_compiling():
+        if x.device.type != "cpu" or not 0 < dropped < STEPS or torch.compiler.is_compiling():
             return F.dropout(x, self.p)
         words = torch.empty(-(-x.numel() // 8), dtype=torch.int64)
         # the generator of all dropout, which the training loop seeds
         words.random_(torch.iinfo(torch.int64).min, None, generator=torch.default_generator)
         stays = words.view(torch.uint8)[: x.numel()].view(x.shape) >= dropped
-        return x * stays.to(x.dtype).mul_(_STEPS / (_STEPS - dropped))
+        return x * stays.to(x.dtype).mul_(STEPS / (STEPS - dropped))

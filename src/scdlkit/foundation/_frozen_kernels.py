@@ -1,4 +1,4 @@
-"""Loops between the matrix products of a frozen encoder on the CPU: softmax, residual and layer norm, quantisation.
+"""Loops between the matrix products of a frozen encoder on the CPU: residual and layer norm, quantisation.
 
 PyTorch's own take about as long as the products they stand between. ``scale`` and ``shift`` of a layer norm are its
 weight and bias. bfloat16 arrays are passed as uint16.
@@ -9,64 +9,10 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from ._vector_math import FAST, exp2, from_bf16, from_int32, larger, to_bf16, to_int8
+from ._vector_math import FAST, from_int32, larger, to_bf16, to_int8, widen
 
 _compile = numba.njit(nogil=True, cache=True, fastmath=FAST)
 _EPS = np.float32(1e-5)
-
-
-@_compile
-def softmax(scores, rest):  # type: ignore[no-untyped-def]
-    """Rows of float32 ``scores`` to 2^(score - highest), in place; ``rest[i]`` is what row i is still to be multiplied by."""
-    for i in range(len(scores)):
-        row = scores[i]
-        highest = row[0]
-        for j in range(len(row)):
-            highest = larger(highest, row[j])
-        total = np.float32(0)
-        for j in range(len(row)):
-            power = exp2(row[j] - highest)
-            row[j] = power
-            total += power
-        rest[i] = np.float32(1) / total
-
-
-@_compile
-def softmax_bf16(scores, rest):  # type: ignore[no-untyped-def]
-    """:func:`softmax` on bfloat16."""
-    for i in range(len(scores)):
-        row = scores[i]
-        highest = from_bf16(row[0])
-        for j in range(len(row)):
-            highest = larger(highest, from_bf16(row[j]))
-        total = np.float32(0)
-        for j in range(len(row)):
-            bits = to_bf16(exp2(from_bf16(row[j]) - highest))
-            row[j] = bits
-            total += from_bf16(bits)
-        rest[i] = np.float32(1) / total
-
-
-@_compile
-def put_heads(attended, rest, row, head, out):  # type: ignore[no-untyped-def]
-    """``attended [heads, n, width]`` times ``rest [heads, n]`` into ``out [tokens, embsize]``, from ``row`` and ``head`` on."""
-    heads, n, width = attended.shape
-    for i in range(n):
-        for k in range(heads):
-            factor, place = rest[k, i], (head + k) * width
-            for j in range(width):
-                out[row + i, place + j] = attended[k, i, j] * factor
-
-
-@_compile
-def put_heads_bf16(attended, rest, row, head, out):  # type: ignore[no-untyped-def]
-    """:func:`put_heads` on bfloat16."""
-    heads, n, width = attended.shape
-    for i in range(n):
-        for k in range(heads):
-            factor, place = rest[k, i], (head + k) * width
-            for j in range(width):
-                out[row + i, place + j] = to_bf16(from_bf16(attended[k, i, j]) * factor)
 
 
 @_compile
@@ -110,7 +56,7 @@ def add_and_norm_bf16(x, delta, scale, shift, rounded):  # type: ignore[no-untyp
     for i in range(len(x)):
         row, other, short = x[i], delta[i], rounded[i]
         for j in range(len(row)):
-            row[j] += from_bf16(other[j])
+            row[j] += widen(other[j])
         _normalise(row, scale, shift)
         for j in range(len(row)):
             short[j] = to_bf16(row[j])
@@ -132,11 +78,11 @@ def quantise_rows(x, whole, unit):  # type: ignore[no-untyped-def]
         row, target = x[i], whole[i]
         highest = np.float32(1e-30)
         for j in range(len(row)):
-            highest = larger(highest, abs(from_bf16(row[j])))
+            highest = larger(highest, abs(widen(row[j])))
         factor = np.float32(127) / highest
         unit[i] = highest / np.float32(127)
         for j in range(len(row)):
-            value = from_bf16(row[j]) * factor
+            value = widen(row[j]) * factor
             target[j] = to_int8(value + np.copysign(np.float32(0.5), value))
 
 

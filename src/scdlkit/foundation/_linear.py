@@ -19,7 +19,7 @@ class Linear(nn.Linear):
             return super().forward(x)
         if torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad or self.bias.requires_grad):
             return _Product.apply(x, self.weight, self.bias)
-        return _multiply(x, self.weight, self.bias)
+        return multiply(x, self.weight, self.bias)
 
     def _is_for_onednn(self, x: Tensor) -> bool:
         return (
@@ -29,8 +29,7 @@ class Linear(nn.Linear):
             and self.bias is not None
             and x.numel() * self.out_features >= _WORTH_IT
             and not torch.is_autocast_enabled("cpu")
-            and torch.backends.mkldnn.is_available()
-            and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+            and has_onednn()
         )
 
 
@@ -38,7 +37,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _multiply(x, weight, bias)
+        return multiply(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -46,11 +45,17 @@ class _Product(torch.autograd.Function):
         of_x, of_weight, of_bias = ctx.needs_input_grad
         rows = slope.flatten(0, -2)
         return (
-            _multiply(slope.contiguous(), weight.t().contiguous(), None) if of_x else None,
+            multiply(slope.contiguous(), weight.t().contiguous(), None) if of_x else None,
             rows.t().mm(x.flatten(0, -2)) if of_weight else None,  # oneDNN would have to turn both around
             rows.sum(0) if of_bias else None,
         )
 
 
-def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+def has_onednn() -> bool:
+    """Whether :func:`multiply` is there."""
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def multiply(x: Tensor, weight: Tensor, bias: Tensor | None, then: str = "none") -> Tensor:
+    """``x @ weight.T + bias`` by oneDNN, then ``"relu"`` if asked for; ``weight`` as it is, or laid out for oneDNN."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, then, [], "")

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._frozen_kernels import quantise_rows, scale_products
+from ._linear import has_onednn, multiply
 
 _TYPICAL_ROWS = 1024  # for which oneDNN lays the weights out; any other number works
 
@@ -28,15 +29,14 @@ class FloatLinear:
     def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype, *, relu: bool = False) -> None:
         self.weight, self.bias = weight.detach().to(dtype).contiguous(), bias.detach().to(dtype)
         self.relu = relu
-        self.packed = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        self.packed = has_onednn()
         if self.packed:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, _TYPICAL_ROWS)
 
     def __call__(self, x: Tensor) -> Tensor:
         """``[n, inputs]`` to ``[n, outputs]``."""
         if self.packed:
-            then = "relu" if self.relu else "none"
-            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, then, [], "")
+            return multiply(x, self.weight, self.bias, "relu" if self.relu else "none")
         result = F.linear(x, self.weight, self.bias)
         return result.relu_() if self.relu else result
 

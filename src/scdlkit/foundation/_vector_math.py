@@ -51,23 +51,33 @@ def larger(context: Any, x: Any, y: Any) -> Any:
 
 
 @_instructions
-def from_bf16(context: Any, x: Any) -> Any:
-    """The float32 of a bfloat16."""
+def widen(context: Any, x: Any) -> Any:
+    """The float32 of a bfloat16, or of a float32."""
+    if x == types.float32:
+        return types.float32(types.float32), lambda _, __, ___, given: given[0]
     return types.float32(types.uint16), lambda _, b, __, given: b.bitcast(
         b.shl(b.zext(given[0], _INT), _INT(16)), _FLOAT
     )
 
 
+def _to_bf16(_: Any, b: Any, __: Any, given: Any) -> Any:
+    bits = b.bitcast(given[0], _INT)
+    last = b.and_(b.lshr(bits, _INT(16)), _INT(1))
+    return b.trunc(b.lshr(b.add(bits, b.add(_INT(0x7FFF), last)), _INT(16)), _SHORT)
+
+
 @_instructions
 def to_bf16(context: Any, x: Any) -> Any:
     """The nearest bfloat16 of a float32, ties to even."""
+    return types.uint16(types.float32), _to_bf16
 
-    def write(_: Any, b: Any, __: Any, given: Any) -> Any:
-        bits = b.bitcast(given[0], _INT)
-        last = b.and_(b.lshr(bits, _INT(16)), _INT(1))
-        return b.trunc(b.lshr(b.add(bits, b.add(_INT(0x7FFF), last)), _INT(16)), _SHORT)
 
-    return types.uint16(types.float32), write
+@_instructions
+def narrow(context: Any, x: Any, like: Any) -> Any:
+    """A float32 in the type of ``like``: as it is, or the nearest bfloat16."""
+    if like == types.float32:
+        return types.float32(types.float32, types.float32), lambda _, __, ___, given: given[0]
+    return types.uint16(types.float32, types.uint16), _to_bf16
 
 
 @_instructions

@@ -15,7 +15,7 @@ In float32 the result differs by rounding (1e-6 at most in tests). A cell's resu
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import _frozen_kernels as kernels
+from ._cell_attention import Scratch, as_array, attend, in_one_piece
 from ._dropout import Dropout
 from ._linear import Linear
 from ._packed_linear import FloatLinear, Int8Linear
@@ -31,8 +32,6 @@ from .model import Block, LayerNorm, ScGPTEncoder, ValueEncoder
 from .tokens import Tokens
 
 CPUPrecision = Literal["fp32", "bf16", "int8"]
-_SCORES = 1 << 21  # bytes of attention scores at a time
-_FEWEST_QUERIES = 32
 
 
 def is_plain(encoder: ScGPTEncoder) -> bool:
@@ -115,26 +114,6 @@ class FrozenEncoder:
         return x, starts
 
 
-class Scratch:
-    """Room for the attention of one thread."""
-
-    def __init__(self, encoder: FrozenEncoder) -> None:
-        longest = max(encoder.config.max_length, 2)
-        size = max(_SCORES // encoder.dtype.itemsize, _FEWEST_QUERIES * longest)
-        self.scores = torch.empty(size, dtype=encoder.dtype)
-        self.attended = torch.empty(0, dtype=encoder.dtype)
-        self.rest = np.empty(size, np.float32)
-
-    def room(self, scores: int, attended: int, rest: int) -> None:
-        """Grow where a cell needs more."""
-        if scores > len(self.scores):
-            self.scores = torch.empty(scores, dtype=self.scores.dtype)
-        if attended > len(self.attended):
-            self.attended = torch.empty(attended, dtype=self.scores.dtype)
-        if rest > len(self.rest):
-            self.rest = np.empty(rest, np.float32)
-
-
 class _FrozenBlock:
     """A block for all positions."""
 
@@ -156,7 +135,7 @@ class _FrozenBlock:
 
     def __call__(self, x: np.ndarray, short: Tensor, starts: np.ndarray, scratch: Scratch) -> Tensor:
         """Change ``x`` in place; ``short``, given and returned, is ``x`` in the precision of the products."""
-        attended = attend(self.qkv(short), self.nheads, starts, scratch)
+        attended = _attend(self.qkv(short), self.nheads, starts, scratch)
         short = _add_and_norm(x, short, self.out(attended), self.norm1)
         return _add_and_norm(x, short, self.fc2(self.fc1(short)), self.norm2)
 
@@ -191,7 +170,7 @@ class _ClsBlock:
         return result
 
 
-def attend(qkv: Tensor, nheads: int, starts: np.ndarray, scratch: Scratch) -> Tensor:
+def _attend(qkv: Tensor, nheads: int, starts: np.ndarray, scratch: Scratch) -> Tensor:
     """Attention of each cell within itself.
 
     Parameters
@@ -210,35 +189,12 @@ def attend(qkv: Tensor, nheads: int, starts: np.ndarray, scratch: Scratch) -> Te
     Tensor
         ``[tokens, embsize]``.
     """
-    softmax, put_heads = kernels.softmax, kernels.put_heads
-    if qkv.dtype is torch.bfloat16:
-        softmax, put_heads = kernels.softmax_bf16, kernels.put_heads_bf16
     embsize = qkv.shape[1] // 3
     width = embsize // nheads
-    most = _SCORES // qkv.dtype.itemsize
     out = torch.empty((len(qkv), embsize), dtype=qkv.dtype)
-    out_numbers = _array(out)
     for start, stop in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
-        length = stop - start
-        heads_first = qkv[start:stop].view(length, 3, nheads, width).permute(1, 2, 0, 3)
-        # products of bfloat16 copy what is not in one piece, again for every block
-        queries, keys, values = heads_first if qkv.dtype is torch.float32 else heads_first.contiguous()
-        heads = min(nheads, max(1, most // length**2))  # at a time
-        step = length if heads > 1 else min(length, max(_FEWEST_QUERIES, most // length))
-        scratch.room(heads * step * length, heads * step * width, heads * step)
-        for head in range(0, nheads, heads):
-            some = slice(head, head + heads)
-            n_heads = min(heads, nheads - head)
-            for begin in range(0, length, step):
-                query = queries[some, begin : begin + step]
-                n = query.shape[1]
-                scores = scratch.scores[: n_heads * n * length]
-                attended = scratch.attended[: n_heads * n * width].view(n_heads, n, width)
-                rest = scratch.rest[: n_heads * n]
-                torch.bmm(query, keys[some].transpose(1, 2), out=scores.view(n_heads, n, length))
-                softmax(_array(scores).reshape(n_heads * n, length), rest)
-                torch.bmm(scores.view(n_heads, n, length), values[some], out=attended)
-                put_heads(_array(attended), rest.reshape(n_heads, n), start + begin, head, out_numbers)
+        query, key, value = in_one_piece(qkv[start:stop].view(stop - start, 3, nheads, width).permute(1, 2, 0, 3))
+        attend(query, key, value, out[start:stop], scratch, factor=np.float32(1))
     return out
 
 
@@ -252,18 +208,14 @@ def _add_and_norm(x: np.ndarray, short: Tensor, delta: Tensor, norm: tuple[np.nd
     if delta.dtype is torch.float32:
         kernels.add_and_norm(x, delta.numpy(), *norm)
     else:
-        kernels.add_and_norm_bf16(x, _array(delta), *norm, _array(short))
+        kernels.add_and_norm_bf16(x, as_array(delta), *norm, as_array(short))
     return short
 
 
 def _rounded(x: np.ndarray) -> Tensor:
     short = torch.empty(x.shape, dtype=torch.bfloat16)
-    kernels.round_bf16(x, _array(short))
+    kernels.round_bf16(x, as_array(short))
     return short
-
-
-def _array(x: Tensor) -> np.ndarray[Any, Any]:
-    return (x.view(torch.uint16) if x.dtype is torch.bfloat16 else x).numpy()
 
 
 def _numbers(norm: nn.LayerNorm) -> tuple[np.ndarray, np.ndarray]:

@@ -15,11 +15,12 @@ from tqdm.auto import tqdm
 
 from scdlkit._settings import logger, settings
 
+from ._cell_attention import Scratch
 from ._device import embedding_precision, resolve_device
 from ._overlap import on_host, prepared
 from ._processes import processes, put_together
 from .batching import MAX_BATCH_TOKENS, Batch, collate, length_batches, packs
-from .frozen import FrozenEncoder, Scratch, can_freeze
+from .frozen import FrozenEncoder, can_freeze
 from .frozen_cuda import HALVES, CUDAEncoder, PackedBatch, can_run_packed
 from .model import ScGPTEncoder
 from .stored_tokens import AnyTokens
@@ -219,7 +220,7 @@ def _shared_out(
     Threads that each take a batch wait for each other less than threads that share every operation.
     """
     n_threads = min(torch.get_num_threads(), len(batches))
-    free = [Scratch(frozen) for _ in range(n_threads)]
+    free = [Scratch(frozen.dtype) for _ in range(n_threads)]
 
     def one(cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         scratch = free.pop()

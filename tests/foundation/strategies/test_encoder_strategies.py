@@ -210,10 +210,14 @@ def test_train_mode_without_dropout_equals_eval(case, data, loaded, precision):
         train = strategy.logits(data.val).float()
         module.eval()
         evaluated = strategy.logits(data.val).float()
-    if precision == "bf16":  # in train mode what goes from block to block is rounded to 8 bits as well
-        assert (train - evaluated).norm() < 0.15 * evaluated.norm()
+        strategy.encoder.training = True  # alone: what goes from block to block is rounded as in train mode
+        rounded = strategy.logits(data.val).float()
+        strategy.encoder.training = False
+    if case == "dora" and precision == "bf16":
+        # peft adds up in another order in train mode, each sum rounded to 8 bits
+        assert (train - rounded).norm() < 0.1 * rounded.norm()
     else:
-        np.testing.assert_allclose(train, evaluated, atol=1e-5)
+        np.testing.assert_allclose(train, rounded, atol=1e-5)
     assert np.abs(strategy.latent(data.val) - data.val.embedding).max() > 1e-3  # and it acts in eval mode
     with torch.no_grad():
         exact = strategy.logits(data.val)
