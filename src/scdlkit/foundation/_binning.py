@@ -11,7 +11,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from ._distinct import CODES, LANES, TABLE, find_distinct
+from ._distinct import CODES, LAST, TABLE, find_distinct
 from ._prefetch import prefetch
 
 MAX_TOKEN_ID = (1 << 24) - 1  # an id and its bin pass through 32 bits
@@ -77,34 +77,35 @@ def _add_up(columns, data, ids, home, log_values, row, used, touched, genes, val
 
 
 @numba.njit(nogil=True, cache=True)
-def _bin_distinct(what, amount, where, n_distinct, n, quantiles, edges, places):  # type: ignore[no-untyped-def]
+def _bin_distinct(what, amount, where, n_distinct, n, quantiles, at_or_below, below, places):  # type: ignore[no-untyped-def]
     """Put into ``places`` of each distinct value: the highest bin it may get, how many it may get, and its rank.
 
     Edges are quantiles by linear interpolation in float64, as NumPy computes them. A value lies right of the edges
-    below it (digitize from the right) and, from the left, of those at it too.
+    below it (digitize from the right) and, from the left, of those at it too. ``at_or_below`` and ``below`` are room for
+    the number of edges that pass from one value to the next.
     """
-    low, high = 0, 0  # places in order of the values below and above a quantile
-    low_end, high_end = amount[0], amount[0]
+    at_or_below[:n_distinct] = 0
+    below[: n_distinct + 1] = 0
+    low, low_end = (
+        0,
+        np.int64(amount[0]),
+    )  # of the value below the edge: its rank, and how many values there are up to it
     for k in range(len(quantiles)):
         at = (n - 1) * quantiles[k]
         first = np.int64(at)
-        second = min(first + 1, n - 1)
         part = at - first
         while first >= low_end:
             low += 1
             low_end += amount[low]
-        while second >= high_end:
-            high += 1
-            high_end += amount[high]
+        high = low + np.int64(min(first + 1, n - 1) >= low_end)
         start, stop = np.float64(what[low]), np.float64(what[high])
-        edges[k] = stop - (stop - start) * (1 - part) if part >= 0.5 else start + (stop - start) * part
+        edge = stop - (stop - start) * (1 - part) if part >= 0.5 else start + (stop - start) * part
+        at_or_below[high if edge > start else low] += 1
+        below[high if edge < stop else high + 1] += 1
     n_at_or_below, n_below = 0, 0
     for i in range(n_distinct):
-        value = np.float64(what[i])
-        while n_at_or_below < len(edges) and edges[n_at_or_below] <= value:
-            n_at_or_below += 1
-        while n_below < len(edges) and edges[n_below] < value:
-            n_below += 1
+        n_at_or_below += at_or_below[i]
+        n_below += below[i]
         places[where[i]] = u32(n_at_or_below | (n_at_or_below - n_below) << 8 | i << 16)
 
 
@@ -225,12 +226,12 @@ def bin_rows(  # type: ignore[no-untyped-def]
     for cell in range(len(indptr) - 1):
         most = max(most, indptr[cell + 1] - indptr[cell])
     genes, codes, draws = np.empty(most, np.uint32), np.empty(most, np.uint32), np.empty(most, np.uint32)
-    room = max(most, CODES)
+    room = max(most, CODES) + 1
     own_values = np.empty(most, np.float32)
     what, where, amount = np.empty(room, np.float32), np.empty(room, np.int32), np.empty(room, np.int32)
     order, swap, digits = np.empty(room, np.int32), np.empty(room, np.int32), np.empty((4, 256), np.int32)
-    tally, table = np.zeros((LANES, CODES + 16), np.int32), np.zeros(TABLE, np.uint32)
-    places, edges = np.empty(room, np.uint32), np.empty(len(quantiles), np.float64)
+    tally, table = np.zeros(LAST + CODES, np.int32), np.zeros(TABLE, np.uint64)
+    places = np.empty(room, np.uint32)
     row, used = np.empty(len(ids) if shared else 0, np.float32), np.zeros(len(ids) if shared else 0, np.bool_)
     touched = np.empty(most if shared else 0, np.int32)
     seed_mixed = _mix(seed + np.uint64(0x9E3779B97F4A7C15))
@@ -259,7 +260,7 @@ def bin_rows(  # type: ignore[no-untyped-def]
             values, values.view(np.uint32), n, codes, tally, table, where, amount, what, order, swap, digits
         )
         prefetch(indices, data, after + quarter, after + 2 * quarter)
-        _bin_distinct(what, amount, where, n_distinct, n, quantiles, edges, places)
+        _bin_distinct(what, amount, where, n_distinct, n, quantiles, order, swap, places)
         prefetch(indices, data, after + 2 * quarter, after + 3 * quarter)
         _place(codes, n, places)
         out_keys[cell] = key = _cell_key(genes, codes, n)
