@@ -14,6 +14,7 @@ from .stored_tokens import AnyTokens, StoredTokens
 from .tokens import Tokens
 
 MAX_BATCH_TOKENS = {"cpu": 8_192, "cuda": 131_072, "mps": 32_768}  # of a padded batch, by device
+_NO_PADDING = np.empty((0, 0), bool)
 
 
 class Batch(NamedTuple):
@@ -108,16 +109,13 @@ def collate(
     if isinstance(tokens, StoredTokens):
         tokens, rows = (tokens if rows is None else tokens[rows]).load(), None
     rows = np.arange(tokens.n_cells) if rows is None else rows
-    lengths = tokens.indptr[rows + 1] - tokens.indptr[rows]
-    width = int(lengths.max(initial=0)) + 1
-    shape = len(rows), width
-    gene_ids, values, padding = (
-        host_tensor(shape, dtype, device) for dtype in (torch.int64, torch.float32, torch.bool)
-    )
-    arrays = gene_ids.numpy(), values.numpy(), padding.numpy()
+    shortest, longest = _extremes(tokens.indptr, rows)
+    shape = len(rows), longest + 1
+    gene_ids, values = host_tensor(shape, torch.int64, device), host_tensor(shape, torch.float32, device)
+    padding = host_tensor(shape, torch.bool, device) if shortest < longest else None
+    arrays = gene_ids.numpy(), values.numpy(), _NO_PADDING if padding is None else padding.numpy()
     _pad(tokens.indptr, tokens.gene_ids, tokens.bins, rows, cls_id, pad_id, pad_value, *arrays)
-    padded = len(rows) > 0 and lengths.min() + 1 < width
-    return Batch(gene_ids, values, padding if padded else None)
+    return Batch(gene_ids, values, padding)
 
 
 def pack(tokens: Tokens, *, cls_id: int, pad_value: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -140,6 +138,18 @@ def pack(tokens: Tokens, *, cls_id: int, pad_value: int) -> tuple[np.ndarray, np
 
 
 @numba.njit(nogil=True, cache=True)
+def _extremes(indptr, rows):  # type: ignore[no-untyped-def]
+    """Lengths of the shortest and the longest cell; 0 where there is none."""
+    if len(rows) == 0:
+        return 0, 0
+    shortest = longest = indptr[rows[0] + 1] - indptr[rows[0]]
+    for row in rows:
+        length = indptr[row + 1] - indptr[row]
+        shortest, longest = min(shortest, length), max(longest, length)
+    return shortest, longest
+
+
+@numba.njit(nogil=True, cache=True)
 def _pad(indptr, ids, bins, rows, cls_id, pad_id, pad_value, out_ids, out_values, out_padding):  # type: ignore[no-untyped-def]
     for i in range(len(rows)):
         start, stop = indptr[rows[i]], indptr[rows[i] + 1]
@@ -148,8 +158,9 @@ def _pad(indptr, ids, bins, rows, cls_id, pad_id, pad_value, out_ids, out_values
         out_ids[i, 0], out_values[i, 0] = cls_id, pad_value
         out_ids[i, n + 1 :] = pad_id
         out_values[i, n + 1 :] = pad_value
-        out_padding[i, : n + 1] = False
-        out_padding[i, n + 1 :] = True
+        if len(out_padding) > 0:
+            out_padding[i, : n + 1] = False
+            out_padding[i, n + 1 :] = True
 
 
 @numba.njit(nogil=True, cache=True)
