@@ -16,7 +16,7 @@ TABLE_BITS = 12
 TABLE = 1 << TABLE_BITS
 FREQUENT, LANES = 64, 8  # codes below are counted apart for neighbours: adding to one place again and again would stall
 LAST = (LANES - 1) * FREQUENT  # where the last lane begins, which all other codes go on
-_GENES, _CODES = 128, 32  # looked over at a time, to pass over them where there is nothing
+_GENES, _CODES = 128, 16  # looked over at a time, to pass over them where there is nothing
 u32 = np.uint32  # after each step: Numba widens to 64 bits, and half as many would fit a vector
 
 
