@@ -16,7 +16,7 @@ TABLE_BITS = 12
 TABLE = 1 << TABLE_BITS
 FREQUENT, LANES = 64, 8  # codes below are counted apart for neighbours: adding to one place again and again would stall
 LAST = (LANES - 1) * FREQUENT  # where the last lane begins, which all other codes go on
-_GENES, _CODES = 128, 16  # looked over at a time, to pass over them where there is nothing
+_GENES_AT_A_TIME, _CODES_AT_A_TIME = 128, 16  # looked over together, to pass over them where there is nothing
 u32 = np.uint32  # after each step: Numba widens to 64 bits, and half as many would fit a vector
 
 
@@ -102,8 +102,8 @@ def _encode_all(keys, n, codes, table, places):  # type: ignore[no-untyped-def]
 def _encode_large(keys, n, codes, table, places):  # type: ignore[no-untyped-def]
     """The same where the code is ``COUNTS``, as codes from there on; most genes have others."""
     found = 0
-    for start in range(0, n, _GENES):
-        block, seen = codes[start : min(start + _GENES, n)], u32(0)
+    for start in range(0, n, _GENES_AT_A_TIME):
+        block, seen = codes[start : min(start + _GENES_AT_A_TIME, n)], u32(0)
         for j in range(len(block)):
             seen = u32(seen | block[j])
         if seen < u32(COUNTS):
@@ -144,13 +144,13 @@ def _count(codes, n, tally, slots):  # type: ignore[no-untyped-def]
 @numba.njit(nogil=True, cache=True)
 def _read_counts(highest, total, where, amount, what):  # type: ignore[no-untyped-def]
     found = 0
-    for start in range(0, highest + 1, _CODES):
-        block, seen = total[start : start + _CODES], np.int32(0)
-        for j in range(_CODES):
+    for start in range(0, highest + 1, _CODES_AT_A_TIME):
+        block, seen = total[start : start + _CODES_AT_A_TIME], np.int32(0)
+        for j in range(_CODES_AT_A_TIME):
             seen = np.int32(seen | block[j])
         if seen == 0:
             continue
-        for j in range(_CODES):
+        for j in range(_CODES_AT_A_TIME):
             where[found] = start + j
             found += block[j] > 0
     for i in range(found):

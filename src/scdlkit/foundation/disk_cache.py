@@ -70,7 +70,7 @@ def keep(content: BinaryIO, path: Path) -> None:
                     file.write(piece)
                 file.write(digest.digest())
             os.replace(unfinished, path)
-        except BaseException:
+        except BaseException:  # an interrupt too
             Path(unfinished).unlink(missing_ok=True)
             raise
         _make_room(path.parent)

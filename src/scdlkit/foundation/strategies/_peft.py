@@ -32,6 +32,7 @@ def inject(encoder: ScGPTEncoder, config: PeftConfig) -> None:
             warnings.simplefilter("ignore", UserWarning)  # peft's advice for language models
             get_peft_model(encoder, config)  # the wrapper it returns is not needed: layers are replaced in place
     except (ValueError, TypeError, NotImplementedError, RuntimeError, AttributeError, KeyError) as error:
+        # by method and version peft says no in each of these ways; the user needs to know what was asked of what
         raise ValueError(
             f"peft cannot apply {type(config).__name__} to the encoder, whose blocks have the Linear layers "
             f"{', '.join(LINEARS)}: {error}"
