@@ -40,6 +40,11 @@ def write_report(path: Path | None, script: str, results: Any, *, threads: int |
     path.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
+def installed_environment() -> dict[str, str]:
+    """Of a process that starts as after an installation: its modules are compiled before."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+
 def machine(threads: int | None) -> dict[str, Any]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if threads is None:  # PyTorch's own number is no answer: parallel kernels of numba change it

@@ -17,7 +17,7 @@ import sys
 import time
 
 import numpy as np
-from _report import add_json_option, write_report
+from _report import add_json_option, installed_environment, write_report
 
 TARGET = 1.0  # seconds beyond scanpy
 HEAVY = ("torch", "peft", "accelerate", "transformers", "celltypist", "dask")
@@ -39,7 +39,8 @@ ALONE = {
 def run(code: str) -> tuple[float, float]:
     """Wall and CPU seconds of a fresh interpreter."""
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+    command = [sys.executable, "-c", code]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=installed_environment())
     wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     return wall, after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
 

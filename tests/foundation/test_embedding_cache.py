@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -103,6 +105,42 @@ def test_the_least_recently_used_go_first(folder):
     assert encoder.calls == 4
     ask(encoder, cells(2))
     assert encoder.calls == 5
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError("removed by another process"), PermissionError("of another user")])
+def test_a_file_whose_time_cannot_be_set_is_used(monkeypatch, error):
+    encoder = Encoder()
+    ask(encoder)
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(os, "utime", fail)
+    assert np.array_equal(ask(encoder), encoder.embedding) and encoder.calls == 1
+
+
+def test_processes_may_share_a_full_folder(folder):
+    """Each finds, keeps and removes; none fails, and none gets what belongs to other cells."""
+    script = (
+        "import sys; sys.path.insert(0, {here!r})\n"
+        "import scdlkit as sk; sk.settings.cache_dir = {cache!r}; sk.settings.cache_embeddings = {limit}\n"
+        "from test_embedding_cache import Encoder, ask, cells, np\n"
+        "for turn in range(60):\n"
+        "    n = 3 + (turn * {step}) % 5\n"
+        "    assert np.array_equal(ask(Encoder(n, 20_000), cells(n=n)), Encoder(n, 20_000).embedding)\n"
+    )
+    given = {"here": os.path.dirname(__file__), "cache": str(folder.parent), "limit": KEPT}
+    commands = [[sys.executable, "-c", script.format(**given, step=step)] for step in (1, 2, 3)]
+    running = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
+    assert [process.communicate()[1] for process in running] == ["", "", ""]
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= KEPT * 1e9
+
+
+def test_what_exceeds_the_limit_drives_nothing_out(folder, caplog):
+    ask(Encoder())
+    with caplog.at_level(logging.INFO, "scdlkit"):
+        ask(Encoder(3, 100_000), cells(5))
+    assert "more than settings.cache_embeddings allows" in caplog.text and len(list(folder.iterdir())) == 1
 
 
 def test_a_folder_that_cannot_be_written_is_no_error(folder, caplog):

@@ -11,6 +11,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -46,7 +47,8 @@ def find(path: Path) -> BinaryIO | None:
     for piece in _pieces(file, os.fstat(file.fileno()).st_size - _DIGEST_BYTES):
         digest.update(piece)
     if file.read() == digest.digest():
-        os.utime(path)  # used just now
+        with suppress(OSError):  # another process may have removed it, or it is another user's
+            os.utime(path)  # used just now
         file.seek(0)
         return file
     file.close()
@@ -58,6 +60,9 @@ def keep(content: BinaryIO, path: Path) -> None:
     """Write what a file holds, and remove others if they are too many now; a warning where that fails."""
     content.seek(0, os.SEEK_END)
     size = content.tell()
+    if size + _DIGEST_BYTES > limit():  # it would drive out all others, and go itself
+        logger.info("%.0f MB are more than settings.cache_embeddings allows, and are not kept.", size / 1e6)
+        return
     content.seek(0)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
