@@ -10,9 +10,10 @@ import psutil
 import pytest
 
 import scdlkit as sk
+from scdlkit import _reader
 from scdlkit.foundation import HeadConfig, LoRAConfig, TrainingConfig, stored_tokens
 from scdlkit.foundation.expression_rows import ExpressionRows
-from scdlkit.foundation.stored_tokens import StoredTokens
+from scdlkit.foundation.stored_tokens import StoredTokens, TokenArrays, TokenFiles
 
 STRATEGIES = ("frozen_probe", "head", "lora")
 BASELINES = ("pca_logreg", "logreg_genes")
@@ -64,11 +65,23 @@ def test_a_fit_from_disk_is_the_fit_from_memory(blood, stored, checkpoint, in_me
     with caplog.at_level(logging.INFO, "scdlkit"):
         runner = fit(stored(blood), checkpoint)
     (cells,) = seen
-    assert isinstance(cells.tokens, StoredTokens) and isinstance(cells.expression, ExpressionRows)
+    assert isinstance(cells.tokens, StoredTokens) and isinstance(cells.tokens._place, TokenFiles)
+    assert isinstance(cells.expression, ExpressionRows)
     (line,) = [record.message for record in caplog.records if "kept in files" in record.message]
     assert line.startswith(f"The tokens of 240 cells are kept in files in {tmp_path / 'temporary'} (0 MB)")
     assert not list((tmp_path / "temporary").iterdir())
     assert_same(runner, in_memory, blood)
+
+
+def test_tokens_in_memory_are_there_once(blood, checkpoint, monkeypatch):
+    kept, given = [], []
+    keep, compare = _reader.keep_in_memory, sk.runner.compare
+    monkeypatch.setattr(_reader, "keep_in_memory", lambda tokens: kept.append(keep(tokens)) or kept[-1])
+    monkeypatch.setattr(sk.runner, "compare", lambda *args, **kw: given.append(args[1]) or compare(*args, **kw))
+    config = {"head": HeadConfig(training=TrainingConfig(max_epochs=1))}
+    fit(blood, checkpoint, strategies=("head",), baselines=(), strategy_configs=config)
+    assert isinstance(kept[0]._place, TokenArrays)
+    assert given[0].tokens._place is given[0].states._states._tokens._place is kept[0]._place
 
 
 def test_too_many_tokens_for_the_memory_go_to_the_output_dir(blood, checkpoint, monkeypatch, caplog, tmp_path):

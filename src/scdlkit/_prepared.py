@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ._run_config import RunnerConfig
     from .foundation.expression import Expression
     from .foundation.known_cells import KnownCells
-    from .foundation.stored_tokens import AnyTokens
+    from .foundation.stored_tokens import StoredTokens
     from .foundation.strategies import Strategy
 
 
@@ -66,7 +66,7 @@ class PreparedCells:
     label_key: str
     report: ScGPTAnnotationDataReport
     expression: Expression
-    draws: list[AnyTokens]
+    draws: list[StoredTokens]
     rows: np.ndarray
     place: Path
 

@@ -20,7 +20,7 @@ from .foundation.embedding_cache import cached
 from .foundation.expression import Expression, check_overlap, choose_expression
 from .foundation.expression_rows import ExpressionRows
 from .foundation.inference import embed_tokens
-from .foundation.stored_tokens import AnyTokens, store_tokens
+from .foundation.stored_tokens import AnyTokens, StoredTokens, keep_in_memory, store_tokens
 from .foundation.strategies import CellData
 from .foundation.tokens import TokenizerConfig, Tokens
 from .foundation.vocabulary import Vocabulary
@@ -108,7 +108,7 @@ class CellReader:
         self._genes = expression.genes.known_ids
         return [tokenize_expression(expression, self.tokenizer.draw(k)) for k in range(self.n_draws)]
 
-    def read(self, adata: AnnData, *, place: Path | None = None) -> tuple[Expression, list[AnyTokens]]:
+    def read(self, adata: AnnData, *, place: Path | None = None) -> tuple[Expression, list[StoredTokens]]:
         """:meth:`choose` and :meth:`tokenize` in one, for cells that may not fit into memory.
 
         Tokens are written to files where the matrix is not in memory either, or they might take over a quarter of the
@@ -116,10 +116,10 @@ class CellReader:
         """
         expression = self.choose(adata)
         if not self._in_files(expression):
-            return expression, [*self.tokenize(expression)]
+            return expression, [keep_in_memory(tokens) for tokens in self.tokenize(expression)]
         place = scratch_folder(place)
         self._genes = expression.genes.known_ids
-        draws: list[AnyTokens] = []
+        draws: list[StoredTokens] = []
         n_bytes = 0
         for k in range(self.n_draws):
             tokens, size = store_tokens(token_pieces(expression, self.tokenizer.draw(k)), place)

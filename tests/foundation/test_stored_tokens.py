@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from scdlkit.foundation import row_file, stored_tokens
 from scdlkit.foundation.batching import collate
-from scdlkit.foundation.stored_tokens import StoredTokens, TokenFiles, store_tokens
+from scdlkit.foundation.stored_tokens import StoredTokens, TokenArrays, TokenFiles, keep_in_memory, store_tokens
 from scdlkit.foundation.strategies import CellData
 from scdlkit.foundation.tokens import TokenizerConfig, Tokens, tokenize, tokenize_pieces
 
@@ -32,8 +32,17 @@ IDS = np.random.default_rng(1).permutation(N_GENES)
 WHOLE = tokenize(matrix(), IDS, TokenizerConfig(max_length=12))
 
 
+@pytest.fixture(scope="module", params=["files", "memory"])
+def stored(request, tmp_path_factory) -> StoredTokens:
+    return keep_in_memory(WHOLE) if request.param == "memory" else in_files(tmp_path_factory)
+
+
 @pytest.fixture(scope="module")
-def stored(tmp_path_factory: pytest.TempPathFactory) -> StoredTokens:
+def filed(tmp_path_factory) -> StoredTokens:
+    return in_files(tmp_path_factory)
+
+
+def in_files(tmp_path_factory: pytest.TempPathFactory) -> StoredTokens:
     cells = matrix()
     pieces = (cells[start : start + 7] for start in range(0, N_CELLS, 7))
     place = tmp_path_factory.mktemp("here") / "made"
@@ -86,14 +95,15 @@ def test_batches_are_the_same(stored):
 
 def test_a_subset_reads_nothing(stored, monkeypatch):
     cells = CellData(tokens=stored, codes=np.arange(N_CELLS))
-    monkeypatch.setattr(TokenFiles, "read", lambda *_: pytest.fail("read"))
+    for place in (TokenFiles, TokenArrays):
+        monkeypatch.setattr(place, "read", lambda *_: pytest.fail("read"))
     some = cells.subset(np.arange(5, N_CELLS)[::-1]).subset(np.arange(30))
     np.testing.assert_array_equal(some.tokens.lengths, WHOLE.lengths[5:][::-1][:30])
 
 
-def test_cells_that_follow_each_other_are_one_read(stored, monkeypatch):
+def test_cells_that_follow_each_other_are_one_read(filed, monkeypatch):
     seen = []
-    rows = stored._files.files["bins"]
+    rows = filed._place.files["bins"]
     file = rows.file
 
     class Spy:
@@ -105,8 +115,8 @@ def test_cells_that_follow_each_other_are_one_read(stored, monkeypatch):
             return file.readinto(target)
 
     monkeypatch.setattr(rows, "file", Spy())
-    stored.load()
-    stored[np.array([20, 10, 21, 11])].load()
+    filed.load()
+    filed[np.array([20, 10, 21, 11])].load()
     assert len(seen) == 3
 
 
@@ -115,7 +125,7 @@ def test_nothing_is_left(tmp_path):
     tokens, size = store_tokens([WHOLE], tmp_path)
     assert size == 5 * len(WHOLE.bins)
     assert not list(tmp_path.iterdir())  # not even if the process is killed now
-    descriptors = [file.file.fileno() for file in tokens._files.files.values()]
+    descriptors = [file.file.fileno() for file in tokens._place.files.values()]
     part = tokens[:3]
     del tokens
     assert_same(part.load(), WHOLE[:3])  # the files live as long as a part of them
@@ -157,7 +167,7 @@ def test_a_place_that_is_none_is_explained(tmp_path):
 
 def test_a_file_that_was_cut_off_is_an_error(tmp_path):
     tokens, _ = store_tokens([WHOLE], tmp_path)
-    tokens._files.files["gene_ids"].file.truncate(40)
+    tokens._place.files["gene_ids"].file.truncate(40)
     with pytest.raises(OSError, match="was cut off"):
         tokens.load()
 

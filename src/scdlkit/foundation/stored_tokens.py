@@ -1,6 +1,7 @@
-"""Tokens of more cells than memory holds: in two files, written piece by piece, of which a batch reads only its rows.
+"""Tokens of many cells, which lie in one place once: any part of the cells is a list of rows of it, and copies nothing.
 
-A token takes 5 bytes.
+The place is memory, or, for more cells than memory holds, two files, written piece by piece, of which a batch reads only
+its rows. A token takes 5 bytes.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _TYPES: dict[str, np.dtype[Any]] = {"gene_ids": np.dtype(np.int32), "bins": np.d
 
 
 class StoredTokens:
-    """Tokens in files, of the cells at some rows of them: like :class:`Tokens`, but for :meth:`load`, which reads them.
+    """Rows of the cells whose tokens lie in files or in memory: like :class:`Tokens`, but for :meth:`load`, which reads them.
 
     Example
     -------
@@ -30,9 +31,14 @@ class StoredTokens:
     """
 
     def __init__(
-        self, files: TokenFiles, starts: np.ndarray, lengths: np.ndarray, cell_keys: np.ndarray, n_expressed: np.ndarray
+        self,
+        place: TokenFiles | TokenArrays,
+        starts: np.ndarray,
+        lengths: np.ndarray,
+        cell_keys: np.ndarray,
+        n_expressed: np.ndarray,
     ) -> None:
-        self._files, self._starts = files, starts
+        self._place, self._starts = place, starts
         self.lengths, self.cell_keys, self.n_expressed = lengths, cell_keys, n_expressed
 
     @property
@@ -49,17 +55,17 @@ class StoredTokens:
         return self.n_cells
 
     def __getitem__(self, index: Any) -> StoredTokens:
-        """The cells at ``index`` (slice, integers or mask), in that order; still in the files."""
+        """The cells at ``index`` (slice, integers or mask), in that order; still where they are."""
         rows = np.atleast_1d(np.arange(self.n_cells)[index])
         return StoredTokens(
-            self._files, self._starts[rows], self.lengths[rows], self.cell_keys[rows], self.n_expressed[rows]
+            self._place, self._starts[rows], self.lengths[rows], self.cell_keys[rows], self.n_expressed[rows]
         )
 
     def load(self) -> Tokens:
-        """Read all of these cells into memory."""
-        order = np.argsort(self._starts, kind="stable")  # the files are read forwards
+        """Copy the tokens of all of these cells."""
+        order = np.argsort(self._starts, kind="stable")  # files are read forwards
         starts, lengths = self._starts[order], self.lengths[order]
-        parts = {name: self._files.read(name, starts, lengths) for name in _TYPES}
+        parts = {name: self._place.read(name, starts, lengths) for name in _TYPES}
         indptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         read = Tokens(indptr, parts["gene_ids"], parts["bins"], self.cell_keys[order], self.n_expressed[order])
         if (order[1:] > order[:-1]).all():
@@ -125,6 +131,26 @@ class TokenFiles:
     def read(self, name: str, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """Tokens of the cells at ascending places, one cell after another; see :meth:`RowFile.read`."""
         return self.files[name].read(starts, lengths)
+
+
+class TokenArrays:
+    """Tokens in memory, which are read as :class:`TokenFiles` are."""
+
+    def __init__(self, tokens: Tokens) -> None:
+        self._tokens = tokens
+
+    def read(self, name: str, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """Tokens of the cells at ascending places, one cell after another."""
+        ends = np.cumsum(lengths)
+        source = np.repeat(starts - (ends - lengths), lengths)
+        source += np.arange(len(source))
+        tokens: np.ndarray = getattr(self._tokens, name)[source]
+        return tokens
+
+
+def keep_in_memory(tokens: Tokens) -> StoredTokens:
+    """All cells of ``tokens``, of which any part can be taken without a copy."""
+    return StoredTokens(TokenArrays(tokens), tokens.indptr[:-1], tokens.lengths, tokens.cell_keys, tokens.n_expressed)
 
 
 def store_tokens(pieces: Iterable[Tokens], place: Path) -> tuple[StoredTokens, int]:
