@@ -78,6 +78,32 @@ def test_embed(_blood, stored, checkpoint, client):
 
 
 @pytest.fixture
+def dask_cells(_blood):
+    cells = _blood.copy()
+    cells.X = pytest.importorskip("dask.array").from_array(cells.X, chunks=(30, -1))
+    return cells
+
+
+def test_dask_arrays_go_where_dask_would_compute_them(_blood, dask_cells, runner, checkpoint, client, caplog):
+    expected = annotated(_blood.copy(), runner)
+    client.run(_cluster._built.cache_clear)
+    with caplog.at_level("INFO", "scdlkit"):
+        assert_alike(annotated(dask_cells.copy(), runner), expected)
+        sk.tl.embed(dask_cells, checkpoint=checkpoint)
+    assert caplog.text.count("so the 2 workers of") == 2
+    info = client.run(lambda: _cluster._built.cache_info()._asdict())
+    assert sum(found["hits"] + found["misses"] for found in info.values()) == 2 * 8
+
+
+def test_other_cells_and_clients_that_do_not_wait_stay_here(_blood, dask_cells, runner, client, monkeypatch):
+    in_memory, in_dask = (runner._reader.choose(cells) for cells in (_blood, dask_cells))
+    assert _cluster.client_in_force(in_dask) is client
+    assert _cluster.client_in_force(in_memory) is None
+    monkeypatch.setattr(distributed.Client, "asynchronous", True)
+    assert _cluster.client_in_force(in_dask) is None
+
+
+@pytest.fixture
 def file(_blood, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # remarks on the format of zarr

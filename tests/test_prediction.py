@@ -120,9 +120,11 @@ def test_a_run_over_a_file_does_not_go_on_in_another_precision(fitted, blood, tm
 
 def test_a_baseline_needs_no_encoder_where_nobody_wants_the_embedding(fitted, blood, calls):
     expression = fitted._reader.choose(blood[160:].copy())
-    short = fitted._predictor("pca_logreg", arrays=False)(expression)
+    work = fitted._predictor("pca_logreg", arrays=False)
+    short = work(expression, work.prepare(expression))
     assert not calls
-    whole = fitted._predictor("pca_logreg", arrays=True)(expression)
+    work = fitted._predictor("pca_logreg", arrays=True)
+    whole = work(expression, work.prepare(expression))
     assert len(calls) == 1
     for name in short:
         np.testing.assert_array_equal(short[name], whole[name])

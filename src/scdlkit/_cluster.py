@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from ast import literal_eval
 from collections.abc import Container, Hashable, Iterator
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from tqdm.auto import tqdm
 
 from ._cell_files import matrix_on_disk
 from ._optional import require_dask
-from ._settings import settings
+from ._settings import logger, settings
 from ._stream import Result, Work, chunk_cells
 from .foundation import matrices
 from .foundation.expression import Expression
@@ -145,6 +146,21 @@ def check_client(client: Any) -> None:
         raise TypeError(f"client must be a dask.distributed.Client(asynchronous=False), found {found}.")
 
 
+def client_in_force(expression: Expression) -> Client | None:
+    """The default client of the process, if the matrix is a dask array, which dask would compute there; else None."""
+    distributed = sys.modules.get("distributed")  # without it there is no client
+    if distributed is None or not matrices.is_dask(expression.matrix):
+        return None
+    try:
+        client: Client = distributed.default_client()
+    except ValueError:
+        return None
+    if client.asynchronous:
+        return None
+    logger.info("The matrix is a dask array, so the %d workers of %s share the work.", len(client.nthreads()), client)
+    return client
+
+
 def _tasks(expression: Expression, path: Path | None, skip: Container[int]) -> Iterator[tuple[slice, Any]]:
     """Cells, and what their rows are made from on a worker: a file, a dask array, or the rows themselves."""
     matrix, size = expression.matrix, chunk_cells()
@@ -180,7 +196,11 @@ def _work_on(recipe: Recipe, head: Expression, rows: Any, size: int) -> _Answer:
     with _one_at_a_time:
         work = _built(recipe)
         cuts = [slice(start, min(start + size, csr.shape[0])) for start in range(0, csr.shape[0], size)]
-        return _Answer(found, [(cut, work(replace(head, matrix=csr[cut]))) for cut in cuts])
+        parts = []
+        for cut in cuts:
+            piece = replace(head, matrix=csr[cut])
+            parts.append((cut, work(piece, work.prepare(piece))))
+    return _Answer(found, parts)
 
 
 @lru_cache(maxsize=2)

@@ -40,9 +40,13 @@ class Embedder:
     reader: CellReader
     batch_size: int | None = None
 
-    def __call__(self, piece: Expression) -> Result:
+    def prepare(self, piece: Expression) -> list[Tokens]:
+        """One set of tokens a draw."""
+        return self.reader.tokenize(piece)
+
+    def __call__(self, piece: Expression, draws: Sequence[Tokens]) -> Result:
         """``embedding`` float32 ``[cells, embsize]``, L2-normalised, all zero for cells without any known gene."""
-        return {"embedding": normalise(self.reader.embed(self.reader.tokenize(piece), batch_size=self.batch_size))}
+        return {"embedding": normalise(self.reader.embed(draws, batch_size=self.batch_size))}
 
 
 @dataclass(frozen=True)
@@ -72,13 +76,16 @@ class Predictor:
     device: str | None
     arrays: bool = True
 
-    def __call__(self, piece: Expression) -> Result:
+    def prepare(self, piece: Expression) -> list[Tokens]:
+        """One set of tokens a draw."""
+        return self.reader.tokenize(piece)
+
+    def __call__(self, piece: Expression, draws: Sequence[Tokens]) -> Result:
         """By cell: ``label_codes``, ``confidence`` and ``split``; with arrays also ``probabilities`` and ``latent``.
 
         ``split`` is int8: 0 train, 1 val, 2 test, -1 not in the fit. The others are what
         :meth:`scdlkit.AnnotationRunner.predict` returns, ``confidence`` the probability of the label (NaN: unassigned).
         """
-        draws = self.reader.tokenize(piece)
         occupied = np.flatnonzero(draws[0].lengths > 0)
         probabilities = np.full((piece.n_cells, len(self.classes)), np.nan, dtype=np.float32)
         latent = np.zeros((piece.n_cells, self.reader.embsize), dtype=np.float32)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ._cluster import check_client, spread_out
+from ._cluster import check_client, client_in_force, spread_out
 from ._prediction import Embedder
 from ._reader import CellReader
 from ._saved import fingerprint
@@ -93,11 +93,12 @@ def predicted(
     precision
         Of the encoder; the setting by default.
     client
-        Of a cluster; its workers load the model from the folder it was saved to or loaded from, else from a temporary
-        one.
+        Of a cluster, by default the one in force if the matrix is a dask array; its workers load the model from the
+        folder it was saved to or loaded from, else from a temporary one.
     path, skip
         See :func:`scdlkit._cluster.spread_out`.
     """
+    client = client_in_force(expression) if client is None else client
     if client is None:
         work = runner._predictor(strategy, precision=precision, arrays=arrays)
         yield from work_through(expression, work, skip=skip, progress=runner.progress)
@@ -127,6 +128,7 @@ def embedded(
 ) -> Iterator[tuple[slice, Result]]:
     """What :class:`scdlkit._prediction.Embedder` makes of each piece of a matrix; see :func:`predicted`."""
     reader = embedder.reader
+    client = client_in_force(expression) if client is None else client
     if client is None:
         yield from work_through(expression, embedder, skip=skip, progress=reader.progress)
         return

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -14,8 +14,17 @@ from .foundation._processes import is_main_process
 from .foundation.expression import CHUNK_CELLS, Expression
 
 Result = dict[str, np.ndarray]  # arrays of one row a cell
-Work = Callable[[Expression], Result]
 T = TypeVar("T")
+
+
+class Work(Protocol):
+    """What is made of a piece of a matrix, in two steps."""
+
+    def prepare(self, piece: Expression, /) -> Any:
+        """The first step, which may run in a thread while the piece before is in its second."""
+
+    def __call__(self, piece: Expression, prepared: Any, /) -> Result:
+        """The second step."""
 
 
 def work_through(
@@ -27,14 +36,14 @@ def work_through(
 ) -> Iterator[tuple[slice, Result]]:
     """What ``work`` makes of each piece of an expression matrix, in order.
 
-    The next piece is read while one is worked on.
+    The next piece is read and prepared while one is worked on.
 
     Parameters
     ----------
     expression
         The matrix.
     work
-        Called with one piece after another.
+        Done with one piece after another.
     skip
         First cells of pieces to leave out.
     progress
@@ -43,8 +52,9 @@ def work_through(
     size = chunk_cells()
     show = (settings.progress if progress is None else progress) and expression.n_cells > size and is_main_process()
     with tqdm(total=expression.n_cells, unit="cell", disable=not show, leave=False) as bar:
-        for cells, piece in _read_ahead(expression.pieces(size, skip=skip)):
-            yield cells, work(piece)
+        ready = ((cells, piece, work.prepare(piece)) for cells, piece in expression.pieces(size, skip=skip))
+        for cells, piece, prepared in _read_ahead(ready):
+            yield cells, work(piece, prepared)
             bar.update(cells.stop - bar.n)
 
 
