@@ -33,6 +33,8 @@ from .tokens import Tokens
 
 CPUPrecision = Literal["fp32", "bf16", "int8"]
 
+_ROWS = 32  # rows are a multiple of it: oneDNN keeps half a megabyte for every number of rows it has met
+
 
 def is_plain(encoder: ScGPTEncoder) -> bool:
     """Whether this is exactly the pretrained architecture, with nothing put in that would be bypassed."""
@@ -90,7 +92,7 @@ class FrozenEncoder:
         """Cell embeddings float32 ``[cells, embsize]``: the output at ``<cls>``, not normalised."""
         if self.last is None:
             raise RuntimeError(f"Only the lowest {len(self.blocks)} blocks are here; call states().")
-        x, starts = self.states(tokens, cls_id, scratch)
+        x, starts = self._run(tokens, cls_id, scratch)
         with torch.inference_mode():
             return self.last(torch.from_numpy(x), starts)
 
@@ -104,9 +106,14 @@ class FrozenEncoder:
         ndarray
             int64 ``[cells + 1]``, where each begins and ends.
         """
+        x, starts = self._run(tokens, cls_id, scratch)
+        return x[: starts[-1]], starts
+
+    def _run(self, tokens: Tokens, cls_id: int, scratch: Scratch) -> tuple[np.ndarray, np.ndarray]:
+        """As :meth:`states`, with a few rows more, which mean nothing."""
         gene_ids, values, starts = pack(tokens, cls_id=cls_id, pad_value=self.pad_value)
-        x = np.empty((len(gene_ids), self.embsize), np.float32)
-        kernels.add_rows(self.genes, self.row_of[gene_ids], self.values, values - self.pad_value, x)
+        x = np.zeros((-(-len(gene_ids) // _ROWS) * _ROWS, self.embsize), np.float32)
+        kernels.add_rows(self.genes, self.row_of[gene_ids], self.values, values - self.pad_value, x[: len(gene_ids)])
         with torch.inference_mode():
             short = _rounded(x) if self.dtype is torch.bfloat16 else torch.from_numpy(x)
             for block in self.blocks:
@@ -192,6 +199,7 @@ def _attend(qkv: Tensor, nheads: int, starts: np.ndarray, scratch: Scratch) -> T
     embsize = qkv.shape[1] // 3
     width = embsize // nheads
     out = torch.empty((len(qkv), embsize), dtype=qkv.dtype)
+    out[starts[-1] :] = 0
     for start, stop in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
         query, key, value = in_one_piece(qkv[start:stop].view(stop - start, 3, nheads, width).permute(1, 2, 0, 3))
         attend(query, key, value, out[start:stop], scratch, factor=np.float32(1))
