@@ -70,6 +70,19 @@ def test_every_parameter_gets_a_gradient(golden):
             assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 
 
+def test_values_looked_up_are_values_embedded(golden):
+    encoder = load_encoder(golden.folder).double().train()
+    encoder.value_encoder.dropout.p = 0.0
+    values, scale = upstream_batch(golden, "real")[1].double(), encoder._scale()
+    found = []
+    for embedded in (encoder.value_encoder(values), encoder.value_encoder.look_up(values, scale)):
+        encoder.zero_grad()
+        embedded.sin().sum().backward()
+        found.append([embedded, *(parameter.grad for parameter in encoder.value_encoder.parameters())])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_padding_changes_nothing(golden):
     ids, values, mask = upstream_batch(golden, "synthetic")
     encoder = load_encoder(golden.folder)

@@ -172,11 +172,11 @@ def stop_after(monkeypatch, n):
 
     done, work = [], Predictor.__call__
 
-    def limited(self, piece):
+    def limited(self, piece, prepared):
         if len(done) == n:
             raise KeyboardInterrupt
         done.append(piece.n_cells)
-        return work(self, piece)
+        return work(self, piece, prepared)
 
     monkeypatch.setattr(Predictor, "__call__", limited)
     return done

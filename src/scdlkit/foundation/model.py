@@ -9,7 +9,8 @@ https://doi.org/10.1038/s41592-024-02201-0. What is as published, and what is ou
   path that could skip an adapter;
 - in mixed precision, what goes from block to block is in half precision while training, as layer norms leave it;
 - the last block computes its output for ``<cls>`` alone, which is all that annotation reads;
-- bins are small integers, so with frozen embeddings both input embeddings are look-ups (:class:`InputTables`);
+- bins are small integers, so each is embedded once, whether or not its embedding trains, and where the gene embedding is
+  frozen too, both are look-ups (:class:`InputTables`);
 - the gene embedding may hold only the vocabulary rows in use; callers keep passing vocabulary ids.
 """
 
@@ -130,8 +131,15 @@ class ValueEncoder(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         """``[..., ]`` values to ``[..., embsize]``."""
+        return self.dropout(self._plain(values))
+
+    def look_up(self, values: Tensor, scale: Tensor) -> Tensor:
+        """The same for values that are all in ``scale``, which is ascending whole numbers: each is embedded once."""
+        return self.dropout(F.embedding(values.long() - scale[0].long(), self._plain(scale)))
+
+    def _plain(self, values: Tensor) -> Tensor:
         hidden = F.relu(self.fc1(values.clamp(max=MAX_VALUE).unsqueeze(-1)))
-        return self.dropout(self.norm(self.fc2(hidden)))
+        return self.norm(self.fc2(hidden))
 
 
 class Block(nn.Module):
@@ -241,13 +249,23 @@ class ScGPTEncoder(nn.Module):
         *,
         tables: InputTables | None = None,
     ) -> Tensor:
-        """Cell embeddings ``[B, embsize]``: the output at ``<cls>``, not normalised; arguments as in :meth:`forward`."""
-        inputs = self.embed_inputs(gene_ids, values) if tables is None else self._look_up(tables, gene_ids, values)
+        """Cell embeddings ``[B, embsize]``: the output at ``<cls>``, not normalised.
+
+        Arguments as in :meth:`forward`, but values are bins or ``pad_value``, nothing between.
+        """
+        if tables is not None:
+            inputs = self._look_up(tables, gene_ids, values)
+        else:  # 53 values instead of one for every token
+            inputs = self._embed_genes(gene_ids) + self.value_encoder.look_up(values, self._scale())
         return self.encode(inputs, padding_mask, cls_only=True)[:, 0]
 
     def embed_inputs(self, gene_ids: Tensor, values: Tensor) -> Tensor:
         """Input of the first block ``[B, L, embsize]``."""
-        return self.gene_norm(self.gene_embedding(self.row_of[gene_ids])) + self.value_encoder(values)
+        return self._embed_genes(gene_ids) + self.value_encoder(values)
+
+    def _embed_genes(self, gene_ids: Tensor) -> Tensor:
+        embedded: Tensor = self.gene_norm(self.gene_embedding(self.row_of[gene_ids]))
+        return embedded
 
     def encode(
         self,
@@ -274,9 +292,12 @@ class ScGPTEncoder(nn.Module):
 
     def input_tables(self) -> InputTables:
         """Look-up tables for :meth:`cls`; valid while the embeddings do not change and dropout is off."""
+        return InputTables(self.gene_norm(self.gene_embedding.weight), self.value_encoder(self._scale()))
+
+    def _scale(self) -> Tensor:
+        """All values there are."""
         config, weight = self.config, self.gene_embedding.weight
-        values = torch.arange(config.pad_value, config.n_bins, dtype=weight.dtype, device=weight.device)
-        return InputTables(self.gene_norm(weight), self.value_encoder(values))
+        return torch.arange(config.pad_value, config.n_bins, dtype=weight.dtype, device=weight.device)
 
     def _look_up(self, tables: InputTables, gene_ids: Tensor, values: Tensor) -> Tensor:
         return tables.genes[self.row_of[gene_ids]] + tables.values[values.long() - self.config.pad_value]

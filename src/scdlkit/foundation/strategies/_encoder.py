@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scdlkit._settings import logger
 from scdlkit.foundation._device import embedding_precision
 from scdlkit.foundation._overlap import on_host, prepared
 from scdlkit.foundation._processes import processes, put_together
@@ -48,6 +49,7 @@ class EncoderStrategy(GradientStrategy):
     needs = frozenset({"tokens"})
     needs_to_fit = frozenset({"tokens", "embedding"})
     frozen = False
+    _int8_refused = False
 
     @abstractmethod
     def adapt(self, encoder: ScGPTEncoder) -> None:
@@ -145,7 +147,12 @@ class EncoderStrategy(GradientStrategy):
         if plain is not None and (device.type != "cpu" or can_freeze(plain)):
             ids = {"cls_id": source.cls_id, "pad_id": source.pad_id}
             return embed_tokens(plain, tokens, **ids, device=device, precision=how, progress=False)
-        dtype = {"fp32": None, "fp16": torch.float16}.get(how, torch.bfloat16)  # int8 is for plain encoders
+        if how == "int8":  # which is for plain encoders
+            how = "bf16"
+            if not self._int8_refused:
+                self._int8_refused = True
+                logger.warning("Strategy %r cannot be folded into int8 layers; its encoder runs in bf16.", self.name)
+        dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[how]
 
         def embed(part: CellData) -> Tensor:
             with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
