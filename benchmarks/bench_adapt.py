@@ -6,7 +6,8 @@ Random weights in the shape of whole-human, random cells of about 233 tokens, 8 
 ``nn.TransformerEncoder`` with upstream's input layers, annotation head, dropout, padding and an AdamW over everything.
 Ours is what ``sk.tl.adapt_annotation`` runs for each epoch: batches of similar length, dropout, clipping, schedule; with
 ``layers="last:2"`` from the states of the ten blocks below, whose computation, once, is reported apart. CPU time of an
-epoch over the same cells, or wall time with several threads; median [range] of ratios of neighbouring runs.
+epoch over the same cells, or wall time with several threads; median [range] of ratios of neighbouring runs. Also printed is
+the share of padding, of these few cells and of 2,000 such, where more are of like length.
 """
 
 from __future__ import annotations
@@ -100,6 +101,19 @@ def ours(source: Source, cells: CellData, name: str, training: dict[str, Any]) -
     return lambda: fit.run_epoch(bar)
 
 
+def padding_shares(lengths: np.ndarray) -> dict[str, float]:
+    """Share of the tokens of an epoch that are padding, in our batches and in shuffled ones."""
+    (strategy,) = build_strategies(("full_finetune",))
+    cells = CellData(tokens=cells_of(lengths))
+    order = np.random.default_rng(0).permutation(len(lengths))
+    batches = {
+        "ours": strategy.batches(cells, BATCH, torch.Generator().manual_seed(0)),
+        "shuffled": [order[start : start + BATCH] for start in range(0, len(order), BATCH)],
+    }
+    padded = {name: sum(len(rows) * (lengths[rows].max() + 1) for rows in found) for name, found in batches.items()}
+    return {name: float(1 - (lengths + 1).sum() / n) for name, n in padded.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=1)
@@ -120,6 +134,9 @@ def main() -> None:
         tokens=cells_of(rng.integers(low, high, arguments.cells)),
         codes=np.arange(arguments.cells) % N_CLASSES,
     )
+    padding = {n: padding_shares(rng.integers(low, high, n)) for n in (arguments.cells, 2000)}
+    for n, shares in padding.items():
+        print(f"padding, {n} cells: " + ", ".join(f"{share:.1%} {name}" for name, share in shares.items()), flush=True)
     place = Path(tempfile.gettempdir())
     cells = replace(cells, states=LowerStates(cells.tokens, source, torch.device("cpu"), place).rows)
     upstream = UpstreamTraining(source, cells)
@@ -151,6 +168,7 @@ def main() -> None:
         print(
             "{what:34} {seconds_per_step:6.2f} s a step  {ratio:5.2f} [{lowest:.2f} - {highest:.2f}]".format(**rows[-1])
         )
+    rows += [{"what": f"share of padding, {n} cells", **shares} for n, shares in padding.items()]
     write_report(arguments.json, __file__, rows, threads=arguments.threads)
 
 

@@ -150,6 +150,9 @@ def main() -> None:
                 print(name, runs[name][-1], flush=True)
     for which in ("first", "second"):
         seconds = {name: np.array([one[which] for one in found]) for name, found in runs.items()}
+        again = seconds["public"][:-1] / seconds["public"][1:]
+        if len(again):
+            print(f"{which} call, public against its next run (null): [{again.min():.2f} - {again.max():.2f}]")
         for name in list(sides)[1:]:
             ratios = seconds["public"] / seconds[name]
             print(
