@@ -1,6 +1,6 @@
 """Embedding and full fine-tuning on a CUDA device, against what it reaches in multiplying matrices.
 
-    python benchmarks/bench_gpu.py [--tokens 1024] [--cells 2048] [--repeats 5] [--json gpu.json]
+    python benchmarks/bench_gpu.py [--tokens 1024] [--cells 4096] [--repeats 5] [--json gpu.json]
 
 Random weights in the shape of whole-human. Flash attention must run: the profiler is asked whether it does, and the
 benchmark fails if not. All cells have as many tokens, so that training needs no masks, but for one row where lengths

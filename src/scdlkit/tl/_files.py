@@ -34,8 +34,8 @@ def predict_file(
     """Annotate the cells of a file with a fitted model, and write the labels to another file.
 
     Cells are read and annotated piece by piece, and what is done is kept beside ``out`` until all is done: a run that was
-    killed goes on from there with ``resume=True``. Memory does not grow with the number of cells, but for about 100
-    bytes of each (its name, its label). ``out`` appears complete or not at all.
+    killed goes on from there with ``resume=True``. Memory does not grow with the number of cells, but for 100 to
+    200 bytes of each (its name, its label). ``out`` appears complete or not at all.
 
     Parameters
     ----------
