@@ -144,7 +144,9 @@ def speed(arguments: argparse.Namespace) -> list[dict]:
             for name, run in runs.items():
                 taken, found = timed(run, clock)
                 seconds[name].append(taken * len(lengths) / len(found))
-                if len(found) == len(lengths):
+                if len(found) != len(lengths):  # of other genes
+                    worst[name] = float("nan")
+                else:
                     worst[name] = max(worst[name], float(np.abs(normalise(found) - expected).max()))
         for name in runs:
             ratios = np.array(seconds["upstream"]) / np.array(seconds[name])

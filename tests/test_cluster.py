@@ -97,10 +97,18 @@ def test_dask_arrays_go_where_dask_would_compute_them(_blood, dask_cells, runner
 
 def test_other_cells_and_clients_that_do_not_wait_stay_here(_blood, dask_cells, runner, client, monkeypatch):
     in_memory, in_dask = (runner._reader.choose(cells) for cells in (_blood, dask_cells))
-    assert _cluster.client_in_force(in_dask) is client
-    assert _cluster.client_in_force(in_memory) is None
+    assert _cluster.chosen_client(None, in_dask) is client
+    assert _cluster.chosen_client(None, in_memory) is None
+    assert _cluster.chosen_client(client, in_memory) is client
+    assert _cluster.chosen_client(False, in_dask) is None
     monkeypatch.setattr(distributed.Client, "asynchronous", True)
-    assert _cluster.client_in_force(in_dask) is None
+    assert _cluster.chosen_client(None, in_dask) is None
+
+
+def test_a_fit_annotates_where_the_model_is(dask_cells, checkpoint, client, monkeypatch):
+    monkeypatch.setattr("scdlkit._recipes.spread_out", lambda *args, **kwargs: pytest.fail("on the cluster"))
+    sk.tl.adapt_annotation(dask_cells, "cell_type", checkpoint=checkpoint, strategies=("frozen_probe",), baselines=())
+    assert "scgpt_label" in dask_cells.obs
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import pandas as pd
 from tqdm.auto import tqdm
@@ -146,7 +146,14 @@ def check_client(client: Any) -> None:
         raise TypeError(f"client must be a dask.distributed.Client(asynchronous=False), found {found}.")
 
 
-def client_in_force(expression: Expression) -> Client | None:
+def chosen_client(client: Client | Literal[False] | None, expression: Expression) -> Client | None:
+    """The client that was given; for None the one in force, if the matrix is a dask array; for False none."""
+    if client is None:
+        return _client_in_force(expression)
+    return client or None
+
+
+def _client_in_force(expression: Expression) -> Client | None:
     """The default client of the process, if the matrix is a dask array, which dask would compute there; else None."""
     distributed = sys.modules.get("distributed")  # without it there is no client
     if distributed is None or not matrices.is_dask(expression.matrix):

@@ -6,7 +6,7 @@ import os
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
@@ -56,7 +56,7 @@ class FittedModel:
         *,
         strategy: str | None = None,
         precision: str | None = None,
-        client: Client | None = None,
+        client: Client | Literal[False] | None = None,
     ) -> dict[str, np.ndarray]:
         """Annotate cells; ``adata`` is read only. It may have other genes, in another order, than the training data.
 
@@ -97,7 +97,7 @@ class FittedModel:
         key_added: str = "scgpt",
         strategy: str | None = None,
         precision: str | None = None,
-        client: Client | None = None,
+        client: Client | Literal[False] | None = None,
     ) -> None:
         """Annotate cells and write the result into ``adata``.
 
@@ -241,7 +241,11 @@ class FittedModel:
         return self._reader
 
     def _annotate(
-        self, adata: AnnData, strategy: str | None, precision: str | None, client: Client | None
+        self,
+        adata: AnnData,
+        strategy: str | None,
+        precision: str | None,
+        client: Client | Literal[False] | None,
     ) -> dict[str, np.ndarray]:
         self._check_fitted("predict")
         name = self._find_fitted(strategy).name

@@ -6,9 +6,9 @@ import tempfile
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from ._cluster import check_client, client_in_force, spread_out
+from ._cluster import check_client, chosen_client, spread_out
 from ._prediction import Embedder
 from ._reader import CellReader
 from ._saved import fingerprint
@@ -76,7 +76,7 @@ def predicted(
     *,
     arrays: bool = True,
     precision: str | None = None,
-    client: Client | None = None,
+    client: Client | Literal[False] | None = None,
     path: Path | None = None,
     skip: Container[int] = frozenset(),
 ) -> Iterator[tuple[slice, Result]]:
@@ -93,12 +93,12 @@ def predicted(
     precision
         Of the encoder; the setting by default.
     client
-        Of a cluster, by default the one in force if the matrix is a dask array; its workers load the model from the
-        folder it was saved to or loaded from, else from a temporary one.
+        Of a cluster, whose workers load the model from the folder it was saved to or loaded from, else from a temporary
+        one. By default the one in force if the matrix is a dask array; False for none.
     path, skip
         See :func:`scdlkit._cluster.spread_out`.
     """
-    client = client_in_force(expression) if client is None else client
+    client = chosen_client(client, expression)
     if client is None:
         work = runner._predictor(strategy, precision=precision, arrays=arrays)
         yield from work_through(expression, work, skip=skip, progress=runner.progress)
@@ -122,13 +122,13 @@ def embedded(
     expression: Expression,
     embedder: Embedder,
     *,
-    client: Client | None = None,
+    client: Client | Literal[False] | None = None,
     path: Path | None = None,
     skip: Container[int] = frozenset(),
 ) -> Iterator[tuple[slice, Result]]:
     """What :class:`scdlkit._prediction.Embedder` makes of each piece of a matrix; see :func:`predicted`."""
     reader = embedder.reader
-    client = client_in_force(expression) if client is None else client
+    client = chosen_client(client, expression)
     if client is None:
         yield from work_through(expression, embedder, skip=skip, progress=reader.progress)
         return

@@ -172,7 +172,9 @@ def adapt_annotation(
 
         prepare_folder(output_dir)
     runner.fit_compare(adata, output_dir=output_dir, resume=resume)
-    runner.annotate_adata(adata, obs_key=keys.label, embedding_key=keys.embedding, key_added=key_added)
+    runner.annotate_adata(  # here, where the model is: workers might not see it
+        adata, obs_key=keys.label, embedding_key=keys.embedding, key_added=key_added, client=False
+    )
     if output_dir is not None:
         write_artefacts(adata, runner, output_dir, key=key_added)
     return runner

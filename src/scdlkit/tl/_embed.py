@@ -33,7 +33,7 @@ def embed(
     device: str | None = None,
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] | None = None,
     progress: bool | None = None,
-    client: Client | None = None,
+    client: Client | Literal[False] | None = None,
     copy: bool = False,
 ) -> AnnData | None:
     """Embed cells with a pretrained scGPT, without any labels (Cui et al. 2024, https://doi.org/10.1038/s41592-024-02201-0).

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import scipy.sparse as sp
 
@@ -47,7 +47,7 @@ class FileRun:
     others
         Endings that ``out`` may have besides those of files of cells.
     client
-        Of a dask cluster, or None.
+        Of a dask cluster, or None or False.
 
     Raises
     ------
@@ -63,7 +63,7 @@ class FileRun:
         out: str | os.PathLike[str],
         *,
         others: tuple[str, ...],
-        client: Client | None,
+        client: Client | Literal[False] | None,
     ) -> None:
         from anndata import AnnData
 
@@ -93,7 +93,7 @@ class FileRun:
         check_replaceable(self.target)
         if self.target.suffix == ".parquet":
             require_parquet()
-        if client is not None:
+        if client:
             check_client(client)
 
     @property

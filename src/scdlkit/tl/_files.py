@@ -29,7 +29,7 @@ def predict_file(
     arrays: bool | None = None,
     resume: bool = False,
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] | None = None,
-    client: Client | None = None,
+    client: Client | Literal[False] | None = None,
 ) -> pd.Series:
     """Annotate the cells of a file with a fitted model, and write the labels to another file.
 
@@ -146,7 +146,7 @@ def embed_file(
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] | None = None,
     progress: bool | None = None,
     resume: bool = False,
-    client: Client | None = None,
+    client: Client | Literal[False] | None = None,
 ) -> None:
     """Embed the cells of a file with a pretrained scGPT, and write the embedding to another file.
 

@@ -23,7 +23,7 @@ def predict(
     strategy: str | None = None,
     key_added: str = DEFAULT_KEY,
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] | None = None,
-    client: Client | None = None,
+    client: Client | Literal[False] | None = None,
     copy: bool = False,
 ) -> AnnData | None:
     """Annotate cells with a fitted model; they may have other genes, in another order, than the training data.
@@ -48,7 +48,8 @@ def predict(
     client
         A ``dask.distributed.Client``: the workers of its cluster share the work, each loading the model once. They need
         scdlkit, and must see the folder of the model (the one it was saved to or loaded from; a temporary one
-        otherwise) and the checkpoint. By default the client in force, if the matrix is a dask array; none otherwise.
+        otherwise) and the checkpoint. By default the client in force if the matrix is a
+        dask array, none otherwise; False for none at all.
     copy
         Return a changed copy instead of changing ``adata``.
 
