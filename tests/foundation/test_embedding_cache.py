@@ -136,6 +136,16 @@ def test_processes_may_share_a_full_folder(folder):
     assert sum(path.stat().st_size for path in folder.iterdir()) <= KEPT * 1e9
 
 
+def test_what_others_are_writing_stays_and_what_they_left_goes(folder):
+    folder.mkdir()
+    being_written, left = folder / "one.unfinished", folder / "two.unfinished"
+    for path in (being_written, left):
+        path.write_bytes(bytes(2_000_000))  # more than the limit
+    os.utime(left, (1, 1))
+    ask(Encoder())
+    assert being_written.exists() and not left.exists() and len(list(folder.glob("*.cached"))) == 1
+
+
 def test_what_exceeds_the_limit_drives_nothing_out(folder, caplog):
     ask(Encoder())
     with caplog.at_level(logging.INFO, "scdlkit"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +19,8 @@ from typing import BinaryIO
 from scdlkit._settings import logger, settings
 
 _FOLDER = "embeddings"
-_ENDING = ".cached"
+_ENDING, _UNFINISHED = ".cached", ".unfinished"
+_ABANDONED = 3600  # seconds for which nobody wrote to an unfinished file: its process was killed
 _DIGEST_BYTES = 32
 _PIECE = 1 << 22
 
@@ -66,7 +68,7 @@ def keep(content: BinaryIO, path: Path) -> None:
     content.seek(0)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, unfinished = tempfile.mkstemp(prefix=".", suffix=_ENDING, dir=path.parent)
+        handle, unfinished = tempfile.mkstemp(suffix=_UNFINISHED, dir=path.parent)
         try:
             digest = hashlib.sha256()
             with os.fdopen(handle, "wb") as file:
@@ -91,6 +93,10 @@ def _pieces(file: BinaryIO, size: int) -> Iterator[bytes]:
 
 def _make_room(folder: Path) -> None:
     """Remove the files that were not used for the longest time, until the rest fits; other processes may do the same."""
+    for path in folder.glob(f"*{_UNFINISHED}"):
+        with suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > _ABANDONED:
+                path.unlink()
     files = []
     for path in folder.glob(f"*{_ENDING}"):
         try:
