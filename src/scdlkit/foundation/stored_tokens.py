@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .row_file import RowFile
-from .tokens import Tokens
+from .tokens import Tokens, stretches
 
 _PIECE = 4096  # cells that a pass over all of them reads at once
 _TYPES: dict[str, np.dtype[Any]] = {"gene_ids": np.dtype(np.int32), "bins": np.dtype(np.uint8)}
@@ -141,10 +141,7 @@ class TokenArrays:
 
     def read(self, name: str, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """Tokens of the cells at ascending places, one cell after another."""
-        ends = np.cumsum(lengths)
-        source = np.repeat(starts - (ends - lengths), lengths)
-        source += np.arange(len(source))
-        tokens: np.ndarray = getattr(self._tokens, name)[source]
+        tokens: np.ndarray = getattr(self._tokens, name)[stretches(starts, lengths)]
         return tokens
 
 

@@ -124,7 +124,7 @@ class Tokens:
         rows = np.atleast_1d(rows)
         lengths = self.lengths[rows]
         indptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        source = np.repeat(self.indptr[rows] - indptr[:-1], lengths) + np.arange(indptr[-1])
+        source = stretches(self.indptr[rows], lengths)
         return Tokens(indptr, self.gene_ids[source], self.bins[source], self.cell_keys[rows], self.n_expressed[rows])
 
     def load(self) -> Tokens:
@@ -155,6 +155,13 @@ class Tokens:
         for array in (self.indptr, self.gene_ids, self.bins):
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
+
+
+def stretches(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """int64: ``lengths[i]`` positions from ``starts[i]`` on, one stretch after another."""
+    positions = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
+    positions += np.arange(len(positions))
+    return positions
 
 
 def tokenize(

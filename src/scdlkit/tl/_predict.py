@@ -48,8 +48,8 @@ def predict(
     client
         A ``dask.distributed.Client``: the workers of its cluster share the work, each loading the model once. They need
         scdlkit, and must see the folder of the model (the one it was saved to or loaded from; a temporary one
-        otherwise) and the checkpoint. By default the client in force if the matrix is a
-        dask array, none otherwise; False for none at all.
+        otherwise) and the checkpoint. By default the client in force if the matrix is a dask array, none otherwise;
+        False for none at all.
     copy
         Return a changed copy instead of changing ``adata``.
 
