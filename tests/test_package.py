@@ -35,7 +35,8 @@ LAYERS = """
     foundation._split_checks foundation._group_splits foundation.strategies
     foundation.inference
     foundation.weights foundation.frozen_cuda foundation._layer_norm_triton foundation.frozen foundation.model foundation.batching
-    foundation._packed_linear foundation._attention foundation._frozen_kernels foundation._cell_attention foundation._attention_kernels foundation._vector_math
+    foundation._packed_linear foundation._attention foundation._frozen_kernels foundation._fused_attention foundation._cell_attention
+    foundation._attention_kernels foundation._lanes foundation._vector_math
     foundation._dropout foundation._linear
     foundation.stored_tokens foundation.row_file foundation.tokens
     foundation._binning foundation._distinct foundation._prefetch

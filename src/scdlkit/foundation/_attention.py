@@ -108,7 +108,7 @@ class _Attention(torch.autograd.Function):
             rows, level = _first_rows(how.seed, cell, query), logsum[cell, :, : q.shape[1]].numpy()
             attend(q, k, v, out[cell], scratch, factor=factor, logsum=level, dropped=dropped, first_rows=rows)
 
-        _for_each(n_cells, one, query.dtype)
+        _for_each(n_cells, one)
         ctx.how = how
         ctx.save_for_backward(query, key, value, out, logsum)
         return out.unflatten(2, (n_heads, width)).transpose(1, 2)
@@ -131,17 +131,19 @@ class _Attention(torch.autograd.Function):
             for heads, rows in pieces(n_heads, n_queries, n_keys, query.element_size()):
                 n, size = heads.stop - heads.start, (heads.stop - heads.start, rows.stop - rows.start)
                 asking, asked, first = q[heads, rows], of_out[heads, rows], first_rows[heads] + np.uint32(rows.start)
-                weights = torch.bmm(asking, k[heads].mT, out=scratch("weights", *size, n_keys))
-                of_scores = torch.bmm(asked, v[heads].mT, out=scratch("of_scores", *size, n_keys))
+                weights = torch.bmm(asking, k[heads].mT, out=scratch("weights", query.dtype, *size, n_keys))
+                of_scores = torch.bmm(asked, v[heads].mT, out=scratch("of_scores", query.dtype, *size, n_keys))
                 go_back(
                     as_array(weights), as_array(of_scores), factor, scale, level[heads, rows], mean[heads, rows],
                     how.dropped, first,
                 )  # fmt: skip
-                of_q[heads, rows] = torch.bmm(of_scores, k[heads], out=scratch("of_q", *size, width))
-                of_k[heads, :n_keys] += torch.bmm(of_scores.mT, asking, out=scratch("of_k", n, n_keys, width))
-                of_v[heads, :n_keys] += torch.bmm(weights.mT, asked, out=scratch("of_v", n, n_keys, width))
+                of_q[heads, rows] = torch.bmm(of_scores, k[heads], out=scratch("of_q", query.dtype, *size, width))
+                of_k[heads, :n_keys] += torch.bmm(
+                    of_scores.mT, asking, out=scratch("of_k", query.dtype, n, n_keys, width)
+                )
+                of_v[heads, :n_keys] += torch.bmm(weights.mT, asked, out=scratch("of_v", query.dtype, n, n_keys, width))
 
-        _for_each(len(query), one, query.dtype)
+        _for_each(len(query), one)
         return *(part.to(query.dtype) for part in slopes), None
 
 
@@ -150,13 +152,13 @@ def _factor(width: int) -> np.float32:
     return np.float32(math.log2(math.e) / math.sqrt(width))
 
 
-def _for_each(n_cells: int, one: Callable[[int, Scratch], None], dtype: torch.dtype) -> None:
+def _for_each(n_cells: int, one: Callable[[int, Scratch], None]) -> None:
     """Each cell on one thread, as many at a time as PyTorch has threads."""
     n_threads = min(torch.get_num_threads(), n_cells)
     cells = iter(range(n_cells))  # shared: next() of it is atomic
 
     def work() -> None:
-        scratch = Scratch(dtype)
+        scratch = Scratch()
         for cell in cells:
             one(cell, scratch)
 

@@ -17,16 +17,15 @@ _FEWEST_QUERIES = 32
 class Scratch:
     """Memory of one thread that every cell uses again."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype = dtype
-        self._parts: dict[str, Tensor] = {}
+    def __init__(self) -> None:
+        self._parts: dict[tuple[str, torch.dtype], Tensor] = {}
 
-    def __call__(self, name: str, *shape: int) -> Tensor:
+    def __call__(self, name: str, dtype: torch.dtype, *shape: int) -> Tensor:
         """Room for a tensor, whose numbers mean nothing yet."""
-        size = math.prod(shape)
-        if name not in self._parts or len(self._parts[name]) < size:
-            self._parts[name] = torch.empty(size, dtype=self.dtype)
-        return self._parts[name][:size].view(shape)
+        size, part = math.prod(shape), (name, dtype)
+        if part not in self._parts or len(self._parts[part]) < size:
+            self._parts[part] = torch.empty(size, dtype=dtype)
+        return self._parts[part][:size].view(shape)
 
 
 def attend(
@@ -63,10 +62,10 @@ def attend(
     rest, numbers = np.empty((n_heads, n_queries), np.float32), as_array(out)
     for heads, rows in pieces(n_heads, n_queries, n_keys, query.element_size()):
         size = heads.stop - heads.start, rows.stop - rows.start
-        weights = torch.bmm(query[heads, rows], key[heads].mT, out=scratch("weights", *size, n_keys))
+        weights = torch.bmm(query[heads, rows], key[heads].mT, out=scratch("weights", query.dtype, *size, n_keys))
         first = first_rows[heads] + np.uint32(rows.start) if dropped else first_rows
         softmax(as_array(weights), factor, logsum[heads, rows], rest[heads, rows], dropped, first)
-        attended = torch.bmm(weights, value[heads], out=scratch("attended", *size, width))
+        attended = torch.bmm(weights, value[heads], out=scratch("attended", query.dtype, *size, width))
         put_heads(as_array(attended), rest[heads, rows], rows.start, heads.start, numbers)
 
 

@@ -5,7 +5,7 @@ more, much of its work can be left out or done once:
 
 - cells stand one behind the other, without padding, and attend within their own tokens;
 - weights are laid out for the machine once, and may be bfloat16 or int8; both input embeddings are look-ups;
-- attention goes block by block through scores that stay in the cache, with its scale folded into the queries' weights;
+- attention is one loop over queries whose scores stay in the cache, its scale folded into the queries' weights;
 - the last block answers for ``<cls>`` alone, so keys and values need not exist: q·(W x) = (Wᵀq)·x, and the mean of
   values is the value of a mean.
 
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from . import _frozen_kernels as kernels
 from ._cell_attention import Scratch, as_array, attend, in_one_piece
 from ._dropout import Dropout
+from ._fused_attention import attend_packed, can_fuse
 from ._linear import Linear
 from ._packed_linear import FloatLinear, Int8Linear
 from .batching import pack
@@ -200,6 +201,9 @@ def _attend(qkv: Tensor, nheads: int, starts: np.ndarray, scratch: Scratch) -> T
     width = embsize // nheads
     out = torch.empty((len(qkv), embsize), dtype=qkv.dtype)
     out[starts[-1] :] = 0
+    if can_fuse(qkv.dtype, width):
+        attend_packed(qkv, nheads, starts, out, scratch)
+        return out
     for start, stop in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
         query, key, value = in_one_piece(qkv[start:stop].view(stop - start, 3, nheads, width).permute(1, 2, 0, 3))
         attend(query, key, value, out[start:stop], scratch, factor=np.float32(1))

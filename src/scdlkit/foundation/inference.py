@@ -220,7 +220,7 @@ def _shared_out(
     Threads that each take a batch wait for each other less than threads that share every operation.
     """
     n_threads = min(torch.get_num_threads(), len(batches))
-    free = [Scratch(frozen.dtype) for _ in range(n_threads)]
+    free = [Scratch() for _ in range(n_threads)]
 
     def one(cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         scratch = free.pop()
