@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import llvmlite.binding as llvm
 import numba
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.core.codegen import get_host_cpu_features
 from numba.core.datamodel import models
 from numba.extending import intrinsic, register_model
 
@@ -25,7 +25,7 @@ _instructions: Any = intrinsic  # a decorator without a type: what it makes is c
 def _features() -> set[str]:
     """What numba compiles for."""
     given = vars(numba.config)["CPU_FEATURES"]  # of the environment
-    named = llvm.get_host_cpu_features().flatten() if given is None else given
+    named = get_host_cpu_features() if given is None else given
     return {name[1:] for name in named.split(",") if name.startswith("+")}
 
 
