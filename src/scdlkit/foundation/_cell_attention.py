@@ -69,6 +69,13 @@ def attend(
         put_heads(as_array(attended), rest[heads, rows], rows.start, heads.start, numbers)
 
 
+def attend_each(qkv: Tensor, n_heads: int, starts: np.ndarray, out: Tensor, scratch: Scratch) -> None:
+    """As :func:`~scdlkit.foundation._fused_attention.attend_packed`, for every width and machine."""
+    for start, stop in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
+        query, key, value = in_one_piece(qkv[start:stop].view(stop - start, 3, n_heads, -1).permute(1, 2, 0, 3))
+        attend(query, key, value, out[start:stop], scratch, factor=np.float32(1))
+
+
 def pieces(n_heads: int, n_queries: int, n_keys: int, size: int) -> list[tuple[slice, slice]]:
     """Heads and queries that are computed at a time, where a score takes ``size`` bytes."""
     most = _SCORES // size

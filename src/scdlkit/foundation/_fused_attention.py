@@ -70,7 +70,7 @@ def attend_packed(qkv: Tensor, n_heads: int, starts: np.ndarray, out: Tensor, sc
     padded = -(-n_tokens // _PANEL) * _PANEL
     width, n_terms = qkv.shape[1] // (3 * n_heads), -(-n_tokens * qkv.element_size() // 4)
     words = {"keys": (padded, n_words), "values": (n_terms, width), "queries": (_QUERIES, n_words)}
-    numbers = {"scores": (_QUERIES, padded + _APART), "attended": (_QUERIES, width), "rest": (1, _QUERIES)}
+    numbers = {"scores": (_QUERIES, padded + _APART), "attended": (_QUERIES, width), "rest": (_QUERIES,)}
     room = [scratch(name, torch.float32, *shape).numpy() for name, shape in (words | numbers).items()]
     _attend_packed(as_array(qkv), n_heads, starts, as_array(out), *room)
 
@@ -78,14 +78,14 @@ def attend_packed(qkv: Tensor, n_heads: int, starts: np.ndarray, out: Tensor, sc
 @_compile
 def _attend_packed(qkv, n_heads, starts, out, keys, values, queries, scores, attended, rest):  # type: ignore[no-untyped-def]
     like, size = qkv[0, 0], size_of(qkv[0, 0])
-    row = qkv.shape[1] * size
+    row, out_row = qkv.shape[1] * size, out.shape[1] * size
     width = qkv.shape[1] // (3 * n_heads)
     head = width * size  # bytes
     for cell in range(len(starts) - 1):
         n = starts[cell + 1] - starts[cell]
         for k in range(n_heads):
             query = qkv.ctypes.data + starts[cell] * row + k * head
-            target = out.ctypes.data + starts[cell] * row // 3 + k * head
+            target = out.ctypes.data + starts[cell] * out_row + k * head
             _lay_out_keys(query + n_heads * head, row, n, head, keys.ctypes.data)
             _lay_out_values(query + 2 * n_heads * head, row, n, head, values.ctypes.data, like)
             for i in range(0, n, _QUERIES):
@@ -93,13 +93,13 @@ def _attend_packed(qkv, n_heads, starts, out, keys, values, queries, scores, att
                 _copy_rows(query + i * row, row, some, head, queries.ctypes.data)
                 _score(queries.ctypes.data, some, keys.ctypes.data, n, head, scores, like)
                 for j in range(some):
-                    rest[0, j] = _soften(scores.ctypes.data + j * 4 * scores.shape[1], n, like)
+                    rest[j] = _soften(scores.ctypes.data + j * 4 * scores.shape[1], n, like)
                 _average(scores, some, values.ctypes.data, n, width, attended.ctypes.data, like)
                 for j in range(some):
-                    factor = splat(rest[0, j])
+                    factor = splat(rest[j])
                     for d in range(0, width, LANES):
                         mean = multiply(load(attended.ctypes.data + 4 * (j * width + d)), factor)
-                        store(target + (i + j) * row // 3 + d * size, in_type(mean, like), like)
+                        store(target + (i + j) * out_row + d * size, in_type(mean, like), like)
 
 
 @_inline

@@ -167,9 +167,9 @@ def exp2(context: Any, x: Any) -> Any:
     def write(_: Any, b: Any, __: Any, given: Any) -> Any:
         x = _larger(b, given[0], _all(-126.0))
         whole = _call(b, f"llvm.roundeven.v{LANES}f32", _FLOATS, x)
-        part, power = b.fsub(x, whole), _all(POWERS[0])
-        for coefficient in POWERS[1:]:
-            power = _call(b, f"llvm.fma.v{LANES}f32", _FLOATS, power, part, _all(coefficient))
+        part, (power, *others) = b.fsub(x, whole), (_all(float(c)) for c in POWERS)
+        for coefficient in others:
+            power = _call(b, f"llvm.fma.v{LANES}f32", _FLOATS, power, part, coefficient)
         exponent = b.shl(b.fptosi(whole, _INTS), _all(23))
         return b.bitcast(b.add(b.bitcast(power, _INTS), exponent), _FLOATS)
 

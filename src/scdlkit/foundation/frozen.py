@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import _frozen_kernels as kernels
-from ._cell_attention import Scratch, as_array, attend, in_one_piece
+from ._cell_attention import Scratch, as_array, attend_each
 from ._dropout import Dropout
 from ._fused_attention import attend_packed, can_fuse
 from ._linear import Linear
@@ -198,15 +198,10 @@ def _attend(qkv: Tensor, nheads: int, starts: np.ndarray, scratch: Scratch) -> T
         ``[tokens, embsize]``.
     """
     embsize = qkv.shape[1] // 3
-    width = embsize // nheads
     out = torch.empty((len(qkv), embsize), dtype=qkv.dtype)
     out[starts[-1] :] = 0
-    if can_fuse(qkv.dtype, width):
-        attend_packed(qkv, nheads, starts, out, scratch)
-        return out
-    for start, stop in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
-        query, key, value = in_one_piece(qkv[start:stop].view(stop - start, 3, nheads, width).permute(1, 2, 0, 3))
-        attend(query, key, value, out[start:stop], scratch, factor=np.float32(1))
+    write = attend_packed if can_fuse(qkv.dtype, embsize // nheads) else attend_each
+    write(qkv, nheads, starts, out, scratch)
     return out
 
 
