@@ -51,9 +51,10 @@ class _Product(torch.autograd.Function):
         )
 
 
-def has_onednn() -> bool:
-    """Whether :func:`multiply` is there."""
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+def has_onednn(dtype: torch.dtype = torch.float32) -> bool:
+    """Whether :func:`multiply` is there; for bfloat16 it needs instructions that not every CPU has."""
+    there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return there and (dtype is not torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def multiply(x: Tensor, weight: Tensor, bias: Tensor | None, then: str = "none") -> Tensor:

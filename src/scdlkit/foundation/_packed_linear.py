@@ -29,7 +29,7 @@ class FloatLinear:
     def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype, *, relu: bool = False) -> None:
         self.weight, self.bias = weight.detach().to(dtype).contiguous(), bias.detach().to(dtype)
         self.relu = relu
-        self.packed = has_onednn()
+        self.packed = has_onednn(dtype)
         if self.packed:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, _TYPICAL_ROWS)
 
