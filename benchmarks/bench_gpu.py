@@ -3,10 +3,10 @@
     python benchmarks/bench_gpu.py [--tokens 1024] [--cells 4096] [--repeats 5] [--json gpu.json]
 
 Random weights in the shape of whole-human. Flash attention must run: the profiler is asked whether it does, and the
-benchmark fails if not. All cells have as many tokens, so that training needs no masks, but for one row where lengths
-differ by half. Everything runs interleaved in one process, embedding a
-second time against itself (null control), and between them one large bf16 product, which is the ceiling. Cells/s and
-shares are medians, times are wall times to the arrays on the host. Without a CUDA device it says so and ends.
+benchmark fails if not. All cells have as many tokens, but for the rows where lengths differ by half. Everything runs
+interleaved in one process, embedding and training a second time against themselves (null control), and between them one
+large bf16 product, which is the ceiling. Cells/s and shares are medians, times are wall times to the arrays on the host or
+to the end of the last step. Without a CUDA device it says so and ends.
 """
 
 from __future__ import annotations
@@ -56,9 +56,11 @@ def product(device: torch.device) -> Callable[[], object]:
     return run
 
 
-def training(source: Source, cells: CellData, device: torch.device, *, compiled: bool) -> Callable[[], object]:
-    """An epoch of full fine-tuning."""
-    (strategy,) = build_strategies(("full_finetune",))
+def training(
+    source: Source, cells: CellData, device: torch.device, name: str = "full_finetune", *, compiled: bool = False
+) -> Callable[[], object]:
+    """An epoch of a strategy."""
+    (strategy,) = build_strategies((name,))
     config = replace(strategy.config.training, batch_size=BATCH, max_epochs=1000, precision="bf16", compile=compiled)
     strategy.config = replace(strategy.config, training=config)
     strategy.source = source
@@ -97,10 +99,13 @@ def main() -> None:
     n_trained = max(BATCH, arguments.cells // 4 // BATCH * BATCH)
     alike = np.full(arguments.cells, arguments.tokens - 1)
     tokens, mixed = cells_of(alike), cells_of(rng.integers(arguments.tokens // 2, arguments.tokens, len(alike)))
-    trained = CellData(
-        embedding=rng.standard_normal((n_trained, SHAPE.embsize)).astype(np.float32),
-        tokens=tokens[np.arange(n_trained)],
-        codes=np.arange(n_trained) % N_CLASSES,
+    trained, trained_mixed = (
+        CellData(
+            embedding=rng.standard_normal((n_trained, SHAPE.embsize)).astype(np.float32),
+            tokens=cells[np.arange(n_trained)],
+            codes=np.arange(n_trained) % N_CLASSES,
+        )
+        for cells in (tokens, mixed)
     )
 
     def embedding(cells, precision: str = "bf16") -> Callable[[], np.ndarray]:
@@ -109,15 +114,19 @@ def main() -> None:
 
     # how many cells, how many operations, what is run
     work = operations(alike)
-    step = 3 * operations(alike[:n_trained])  # twice as much on the way back
+    # twice as much on the way back, if weights have gradients
+    step, mixed_step = (3 * operations(cells.lengths[:n_trained]) for cells in (tokens, mixed))
     cases = {
         "matrix product": (0, 10 * 2.0 * _SIDE**3, product(device)),
         "embed": (len(alike), work, embedding(tokens)),
         "embed again (null)": (len(alike), work, embedding(tokens)),
         "embed, fp16": (len(alike), work, embedding(tokens, "fp16")),
         "embed, fp16, mixed lengths": (len(alike), operations(mixed.lengths), embedding(mixed, "fp16")),
-        "full_finetune": (n_trained, step, training(source, trained, device, compiled=False)),
+        "full_finetune": (n_trained, step, training(source, trained, device)),
+        "full_finetune again (null)": (n_trained, step, training(source, trained, device)),
+        "full_finetune, mixed lengths": (n_trained, mixed_step, training(source, trained_mixed, device)),
         "full_finetune, compiled": (n_trained, step, training(source, trained, device, compiled=True)),
+        "lora": (n_trained, step, training(source, trained, device, "lora")),
     }
     kernels = {}
     for name, (n_cells, _, run) in cases.items():
@@ -135,13 +144,16 @@ def main() -> None:
             torch.cuda.synchronize()
             seconds[name].append(time.perf_counter() - start)
     ceiling = cases["matrix product"][1] / np.array(seconds["matrix product"])
-    null = np.array(seconds["embed"]) / np.array(seconds["embed again (null)"])
+    nulls = {
+        name: np.array(seconds[name]) / np.array(seconds[f"{name} again (null)"]) for name in ("embed", "full_finetune")
+    }
     rows = []
     print(f"{torch.cuda.get_device_name()}, {arguments.tokens} tokens, ceiling {np.median(ceiling) / 1e12:.0f} TFLOP/s")
     few = tokens[np.arange(64)]
     exact, *others = (normalise(embedding(few, precision)()) for precision in ("fp32", "bf16", "fp16"))
     print("largest error of the unit embedding:", ", ".join(f"{np.abs(other - exact).max():.0e}" for other in others))
-    print(f"embed against itself: {np.median(null):.3f} [{null.min():.3f} - {null.max():.3f}]")
+    for name, null in nulls.items():
+        print(f"{name} against itself: {np.median(null):.3f} [{null.min():.3f} - {null.max():.3f}]")
     for name, (n_cells, n_operations, _) in cases.items():
         taken = np.array(seconds[name])
         shares = n_operations / taken / ceiling
@@ -154,14 +166,14 @@ def main() -> None:
                 "share_of_ceiling": float(np.median(shares)),
                 "lowest": float(shares.min()),
                 "highest": float(shares.max()),
-                "null": float(np.median(null)),
+                "null": float(np.median(nulls["embed" if "embed" in name else "full_finetune"])),
                 "repeats": arguments.repeats,
                 "attention": kernels.get(name, []),
             }
         )
         if n_cells:
             print(
-                "{what:26} {cells_per_second:9.1f} cells/s {tflops:7.1f} TFLOP/s  {share_of_ceiling:6.1%} of the ceiling "
+                "{what:28} {cells_per_second:9.1f} cells/s {tflops:7.1f} TFLOP/s  {share_of_ceiling:6.1%} of the ceiling "
                 "[{lowest:.1%} - {highest:.1%}]".format(**rows[-1])
             )
     write_report(arguments.json, __file__, rows)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from itertools import product
@@ -12,6 +13,10 @@ import pytest
 
 if TYPE_CHECKING:
     from anndata import AnnData
+
+# Without a GPU, Triton interprets its kernels; it must know before anything imports it.
+if not any(Path("/dev").glob("nvidia[0-9]*")):
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # Cell Ontology names as they are met in atlases: long, alike at the beginning, with signs and Greek letters.
 FORTY = """macrophage|capillary endothelial cell|natural killer cell|type II pneumocyte|classical monocyte

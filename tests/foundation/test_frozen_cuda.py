@@ -5,29 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
-from scdlkit.foundation import frozen_cuda
-from scdlkit.foundation.batching import collate, pack
+from scdlkit.foundation import _packed, frozen_cuda
+from scdlkit.foundation.batching import collate, collate_packed, pack
 from scdlkit.foundation.frozen_cuda import CUDAEncoder
 from scdlkit.foundation.model import ScGPTConfig, ScGPTEncoder
 
 
 @pytest.fixture(autouse=True)
-def _attention(monkeypatch):
-    """Attention of one cell after another, as no CPU has the kernel."""
-
-    def attend(q, k, v, query_starts, key_starts, most_queries, most_keys):
-        assert query_starts.dtype == key_starts.dtype == torch.int32
-        assert most_queries == query_starts.diff().max() and most_keys == key_starts.diff().max()
-        parts = []
-        for i in range(len(key_starts) - 1):
-            queries, keys = slice(*query_starts[i : i + 2].tolist()), slice(*key_starts[i : i + 2].tolist())
-            heads = (part.transpose(0, 1)[None] for part in (q[queries], k[keys], v[keys]))
-            parts.append(F.scaled_dot_product_attention(*heads)[0].transpose(0, 1))
-        return torch.cat(parts)
-
-    monkeypatch.setattr(frozen_cuda, "_flash_kernel", lambda: attend)
+def _attention(monkeypatch, fits):
+    monkeypatch.setattr(_packed, "_flash_kernel", lambda: fits.attend_by_cell)
 
 
 def test_it_is_the_encoder(fits):
@@ -40,17 +27,21 @@ def test_it_is_the_encoder(fits):
             value.data += 0.2 * torch.randn(value.shape, generator=torch.Generator().manual_seed(value.numel()))
     ids = {"cls_id": fits.N_GENES, "pad_id": fits.N_GENES + 1}
     fast = CUDAEncoder(encoder, torch.float32)
-    found = fast(fast.batch(cells, ids["cls_id"]))
+    how = {"cls_id": ids["cls_id"], "pad_value": -2, "usual": int(cells.lengths.max())}
+    found = fast(collate_packed(cells, **how))
     with torch.inference_mode():
         expected = encoder.cls(*collate(cells, **ids, pad_value=-2))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     alike = cells[np.flatnonzero(cells.lengths == np.bincount(cells.lengths).argmax())]
     assert alike.n_cells > 1
-    of_one_length = fast(fast.batch(alike, ids["cls_id"]))
+    of_one_length, again = (
+        fast(collate_packed(alike, **{**how, "usual": usual})) for usual in (int(alike.lengths[0]), 0)
+    )
     with torch.inference_mode():
         expected = encoder.cls(*collate(alike, **ids, pad_value=-2))
-    torch.testing.assert_close(of_one_length, expected, rtol=1e-4, atol=1e-5)
-    one = fast(fast.batch(cells[np.array([7])], ids["cls_id"]))
+    for one in (of_one_length, again):
+        torch.testing.assert_close(one, expected, rtol=1e-4, atol=1e-5)
+    one = fast(collate_packed(cells[np.array([7])], **how))
     torch.testing.assert_close(one[0], found[7], rtol=1e-5, atol=1e-6)
 
 

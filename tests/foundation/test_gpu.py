@@ -7,10 +7,21 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from scdlkit.foundation._fit import Fit
 from scdlkit.foundation.batching import collate
 from scdlkit.foundation.frozen_cuda import can_run_packed
 from scdlkit.foundation.inference import embed_tokens
-from scdlkit.foundation.strategies import AdapterConfig, CellData, FullFinetuneConfig, TrainingConfig, get_strategy
+from scdlkit.foundation.strategies import (
+    AdapterConfig,
+    BitFitConfig,
+    CellData,
+    FullFinetuneConfig,
+    IA3Config,
+    LoRAConfig,
+    PrefixTuningConfig,
+    TrainingConfig,
+    get_strategy,
+)
 from scdlkit.foundation.training import Trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -61,6 +72,35 @@ def test_training_gives_what_the_cpu_gives(data, fits, kind, compiled):
         found.append((strategy.predict_proba(val), strategy.latent(val)))
     for one, other in zip(*found, strict=True):
         np.testing.assert_allclose(one, other, atol=5e-3)
+
+
+def gradients(kind, cells: CellData, source, device: str, precision: str, checkpointing: bool):
+    """Mean loss of the first cells, and its gradients."""
+    training = TrainingConfig(precision=precision, gradient_checkpointing=checkpointing)
+    strategy = get_strategy(kind.strategy)(kind(training=training))
+    strategy.source, strategy._rows = source, cells.tokens.genes()
+    strategy.build(cells, n_classes=3, seed=1)
+    fit = Fit(strategy, cells, class_weights=np.ones(3, np.float32), seed=1, device=torch.device(device))
+    fit.module.train()
+    loss = float(fit.gradients(np.arange(64)))
+    named = fit.module.named_parameters()
+    return loss, {name: value.grad.cpu().double() for name, value in named if value.grad is not None}
+
+
+KINDS = [FullFinetuneConfig, LoRAConfig, AdapterConfig, IA3Config, BitFitConfig, PrefixTuningConfig]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_in_half_precision(data, kind):
+    """As near to those in single precision as a CPU's are."""
+    train, _, source = data
+    _, exact = gradients(kind, train, source, "cpu", "fp32", False)
+    errors = []
+    for device, checkpointing in (("cpu", False), ("cuda", False), ("cuda", True)):
+        _, half = gradients(kind, train, source, device, "bf16", checkpointing)
+        assert exact.keys() == half.keys()
+        errors.append(float(torch.sqrt(sum((half[name] - exact[name]).square().sum() for name in exact))))
+    assert 0 < max(errors[1:]) < 2.5 * errors[0]
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # PyTorch's reasons against every other kernel

@@ -15,6 +15,7 @@ import scdlkit as sk
 from scdlkit.foundation import inference, lower_states
 from scdlkit.foundation.inference import embed_tokens
 from scdlkit.foundation.lower_states import LowerStates
+from scdlkit.foundation.model import keys_to_keep
 from scdlkit.foundation.strategies import (
     AdapterConfig,
     BitFitConfig,
@@ -94,7 +95,7 @@ def test_the_upper_blocks_go_on_from_them_to_the_embedding(states, source, cells
     padded, mask = states.rows.after(1)
     encoder = source.encoder().eval()
     with torch.no_grad():
-        embedding = encoder.encode(padded.float(), mask, cls_only=True, start=1)[:, 0]
+        embedding = encoder.encode(padded.float(), keys_to_keep(mask), cls_only=True, start=1)[:, 0]
     ids = {"cls_id": source.cls_id, "pad_id": source.pad_id}
     expected = embed_tokens(source.encoder(), cells.tokens, **ids, device="cpu", progress=False)
     torch.testing.assert_close(embedding, torch.from_numpy(expected), **HALF)

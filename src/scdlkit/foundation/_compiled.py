@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from scdlkit._settings import logger
 
+from ._block_steps import Cells
 from .model import Block
 
 
@@ -55,7 +56,7 @@ def release_blocks(module: nn.Module) -> None:
         block.compiled = None
 
 
-def _function_of_its_own() -> Callable[[Block, Tensor, Tensor | None], Tensor]:
+def _function_of_its_own() -> Callable[[Block, Tensor, Cells], Tensor]:
     """:func:`_compute` with a code object of its own.
 
     PyTorch keeps with the code of a function what it compiled for it, 8 times at most. So strategies whose blocks differ
@@ -64,8 +65,8 @@ def _function_of_its_own() -> Callable[[Block, Tensor, Tensor | None], Tensor]:
     return FunctionType(_compute.__code__.replace(), _compute.__globals__, _compute.__name__)
 
 
-def _compute(block: Block, x: Tensor, keep: Tensor | None) -> Tensor:
-    return block.compute(x, keep)
+def _compute(block: Block, x: Tensor, cells: Cells) -> Tensor:
+    return block.compute(x, cells)
 
 
 def _blocks(module: nn.Module) -> list[Block]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 
 import numpy as np
@@ -16,7 +16,7 @@ from scdlkit._settings import logger
 from ._adamw import AdamW
 from ._compiled import compile_blocks, release_blocks
 from ._device import autocast_dtype
-from ._overlap import prepared, to_device
+from ._overlap import host_tensor, on_host, prepared, to_device
 from ._preflight import pieces, preflight, token_budget
 from ._processes import join
 from ._random import generator, seeded
@@ -74,7 +74,6 @@ class Fit:
         """Train on every cell once; returns the mean loss."""
         progress = self.progress
         progress.epoch += 1
-        n_steps = self.config.max_epochs * self.steps_per_epoch
         total, seen = 0.0, 0
         shown: dict[str, str] = {}
         if progress.history:
@@ -86,28 +85,35 @@ class Fit:
             seeded(self.seed, progress.epoch, self.rank, device=self.device),  # dropout
             prepared(cells, self.device) as ready,
         ):
-            for step, (rows, own) in enumerate(ready, start=1):
-                value = self.gradients(rows, own)
+            # losses of a GPU arrive some steps later: it need not wait until the host has seen them
+            for (step, rows), loss in on_host(self._steps(ready)):
+                value = float(loss)
                 if not math.isfinite(value):
                     raise FloatingPointError(
                         f"The loss of {self.strategy.name!r} is {value} at epoch {progress.epoch}, step {step} (batch of "
                         f"{len(rows)} training cells, positions {', '.join(map(str, rows[:5]))}, …); lower learning_rate "
                         f"({self.config.learning_rate:g}) and check the input for extreme values."
                     )
-                rate = self.config.learning_rate_at(progress.step, n_steps)
-                for group in self.optimizer.param_groups:
-                    group["lr"] = group["highest"] * rate
-                self.scaler.unscale_(self.optimizer)
-                if self.config.gradient_clip is not None:
-                    torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.config.gradient_clip)
-                self.scaler.step(self.optimizer)
-                self.scaler.update()
-                progress.step += 1
                 total, seen = total + value * len(rows), seen + len(rows)
                 bar.set_postfix({"loss": f"{total / seen:.3f}", **shown}, refresh=False)
                 bar.update()
         self.strategy.module = self.module
         return total / len(self.codes)
+
+    def _steps(self, ready: Iterable[tuple[np.ndarray, CellData]]) -> Iterator[tuple[tuple[int, np.ndarray], Tensor]]:
+        """Train on each batch; yields number, cells and loss of a step before its weights change."""
+        n_steps = self.config.max_epochs * self.steps_per_epoch
+        for step, (rows, own) in enumerate(ready, start=1):
+            yield (step, rows), self.gradients(rows, own)
+            rate = self.config.learning_rate_at(self.progress.step, n_steps)
+            for group in self.optimizer.param_groups:
+                group["lr"] = group["highest"] * rate
+            self.scaler.unscale_(self.optimizer)
+            if self.config.gradient_clip is not None:
+                torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.config.gradient_clip)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.progress.step += 1
 
     def _read(self, rows: np.ndarray) -> CellData:
         """What this process takes of a step's cells, in memory."""
@@ -115,8 +121,10 @@ class Fit:
         own = rows[self.rank :: self.n_processes]
         return self.strategy.read(self.train, own if len(own) else rows[:1])
 
-    def gradients(self, rows: np.ndarray, own: CellData | None = None) -> float:
-        """Leave the gradients of a step's mean loss in the parameters; cut it finer where the device is too small.
+    def gradients(self, rows: np.ndarray, own: CellData | None = None) -> Tensor:
+        """Leave the gradients of a step's mean loss, which is returned, in the parameters.
+
+        The step is cut finer where the device is too small.
 
         ``own`` is what this process takes of ``rows``, if it was read already.
         """
@@ -141,11 +149,13 @@ class Fit:
                 self.strategy.name, len(parts[0]), -(-n_cells // self.progress.accumulation), self.progress.accumulation,
             )  # fmt: skip
 
-    def _gradients(self, own: CellData, parts: list[np.ndarray], share: float) -> float:
+    def _gradients(self, own: CellData, parts: list[np.ndarray], share: float) -> Tensor:
         total = torch.zeros((), device=self.device)
         for part in parts:
             cells = own if len(parts) == 1 else own.subset(part)
-            labels = to_device(torch.from_numpy(np.asarray(cells.codes, dtype=np.int64)), self.device)
+            codes = host_tensor((cells.n_cells,), torch.int64, self.device)
+            codes.numpy()[:] = cells.codes
+            labels = to_device(codes, self.device)
             # processes exchange gradients once a step, with the last piece
             last = part is parts[-1]
             with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
@@ -157,7 +167,8 @@ class Fit:
                 loss = (losses * self.weights[labels]).sum() * share
                 self.accelerator.backward(self.scaler.scale(loss))
             total += loss.detach()
-        return float(self.accelerator.reduce(total, "mean"))
+        reduced: Tensor = self.accelerator.reduce(total, "mean")
+        return reduced
 
     def compile(self) -> None:
         """Compile what the config asks for, by steps that change nothing."""
@@ -193,7 +204,7 @@ class Fit:
         with seeded(self.seed, device=self.device):
             preflight(
                 self.strategy.name,
-                self.gradients,
+                lambda rows: float(self.gradients(rows)),  # waits until it is there
                 self.batches(1),
                 self.lengths,
                 n_trainable=sum(value.numel() for _, value in _trained(self.module)),

@@ -33,6 +33,12 @@ class Linear(nn.Linear):
         )
 
 
+def is_plain(layer: nn.Module) -> bool:
+    """Whether this is a :class:`Linear` that nothing was put into, around or on to, so that its weights say all."""
+    hooked = layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer)
+    return type(layer) is Linear and not hooked
+
+
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ._overlap import host_tensor, to_device
+from ._packed import Packed
 from .stored_tokens import AnyTokens, StoredTokens
 from .tokens import Tokens
 
@@ -28,6 +29,18 @@ class Batch(NamedTuple):
         """The same batch on another device."""
         mask = None if self.padding_mask is None else to_device(self.padding_mask, device)
         return Batch(to_device(self.gene_ids, device), to_device(self.values, device), mask)
+
+
+class PackedBatch(NamedTuple):
+    """Cells one behind the other, ``<cls>`` first in each."""
+
+    gene_ids: Tensor  # int32 [tokens]
+    values: Tensor  # int32 [tokens], bins
+    cells: Packed
+
+    def to(self, device: torch.device) -> PackedBatch:
+        """The same batch on another device."""
+        return PackedBatch(to_device(self.gene_ids, device), to_device(self.values, device), self.cells.to(device))
 
 
 class StateBatch(NamedTuple):
@@ -135,6 +148,25 @@ def pack(tokens: Tokens, *, cls_id: int, pad_value: int) -> tuple[np.ndarray, np
     gene_ids[first], values[first] = cls_id, pad_value
     gene_ids[~first], values[~first] = tokens.gene_ids, tokens.bins
     return gene_ids, values, starts
+
+
+def collate_packed(
+    tokens: Tokens, *, cls_id: int, pad_value: int, usual: int, device: torch.device | None = None
+) -> PackedBatch:
+    """Cells one behind the other on the host, in pinned memory if they are for a CUDA ``device``.
+
+    ``usual`` is how many genes the cells of many batches have.
+    """
+    gene_ids, values, starts = (_on_host(part, device) for part in pack(tokens, cls_id=cls_id, pad_value=pad_value))
+    lengths = tokens.lengths
+    alike = bool((lengths == usual).all())
+    return PackedBatch(gene_ids, values, Packed(starts, int(lengths.max(initial=0)) + 1, alike))
+
+
+def _on_host(numbers: np.ndarray, device: torch.device | None) -> Tensor:
+    tensor = host_tensor(numbers.shape, torch.int32, device)
+    tensor.numpy()[:] = numbers
+    return tensor
 
 
 @numba.njit(nogil=True, cache=True)

@@ -13,52 +13,24 @@ A GPU spends most of an autocast pass of scGPT on moving numbers: 512 wide, its 
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from collections.abc import Callable
-from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._overlap import host_tensor, to_device
-from .batching import pack
+from ._packed import Packed, can_attend
+from .batching import PackedBatch
 from .frozen import is_plain
 from .model import Block, ScGPTEncoder
-from .tokens import Tokens
 
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-_VARLEN = "torch.nn.attention.varlen"  # of PyTorch since 2.10
-_AMPERE = (8, 0)  # the first that has flash attention
 
 
 def can_run_packed(encoder: ScGPTEncoder, precision: str) -> bool:
     """Whether this encoder, where it is, can be a :class:`CUDAEncoder`."""
-    device = encoder.gene_embedding.weight.device
-    return (
-        precision in HALVES
-        and device.type == "cuda"
-        and importlib.util.find_spec(_VARLEN) is not None
-        and torch.cuda.get_device_capability(device) >= _AMPERE
-        and (encoder.config.embsize // encoder.config.nheads) % 8 == 0
-        and is_plain(encoder)
-    )
-
-
-class PackedBatch(NamedTuple):
-    """Cells one behind the other, each with its ``<cls>`` first."""
-
-    rows: Tensor  # int32 [tokens], of the table of genes
-    values: Tensor  # int32 [tokens], of the table of values
-    starts: Tensor  # int32 [cells + 1]
-    longest: int
-
-    def to(self, device: torch.device) -> PackedBatch:
-        """The same batch on another device; the host does not wait."""
-        rows, values, starts = (to_device(part, device) for part in self[:3])
-        return PackedBatch(rows, values, starts, self.longest)
+    device, config = encoder.gene_embedding.weight.device, encoder.config
+    return precision in HALVES and can_attend(device, config.embsize // config.nheads) and is_plain(encoder)
 
 
 class CUDAEncoder:
@@ -73,9 +45,7 @@ class CUDAEncoder:
     """
 
     def __init__(self, encoder: ScGPTEncoder, dtype: torch.dtype) -> None:
-        self.device = encoder.gene_embedding.weight.device
-        self.pad_value = encoder.config.pad_value
-        self.row_of = encoder.row_of.cpu().numpy()
+        self.pad_value, self.row_of = encoder.config.pad_value, encoder.row_of
         with torch.inference_mode():
             tables = encoder.input_tables()
             blocks: list[Block] = list(encoder.blocks)  # type: ignore[arg-type]
@@ -83,24 +53,14 @@ class CUDAEncoder:
             self.genes, self.values = (tables.genes + blocks[0].out.bias).to(dtype), tables.values.to(dtype)
             self.blocks = [_PackedBlock(block, bias, dtype) for block, bias in zip(blocks, after, strict=True)]
 
-    def batch(self, tokens: Tokens, cls_id: int) -> PackedBatch:
-        """Cells on the host, in pinned memory; any thread may call this."""
-        gene_ids, bins, starts = pack(tokens, cls_id=cls_id, pad_value=self.pad_value)
-        rows, values = self._pinned(self.row_of[gene_ids]), self._pinned(bins - self.pad_value)
-        return PackedBatch(rows, values, self._pinned(starts), longest=int(np.diff(starts).max()))
-
     def __call__(self, batch: PackedBatch) -> Tensor:
         """Cell embeddings float32 ``[cells, embsize]`` on the device, not normalised, from a batch that is there."""
         with torch.inference_mode():
-            x = F.embedding(batch.rows, self.genes).add_(F.embedding(batch.values, self.values))
+            x = F.embedding(self.row_of[batch.gene_ids], self.genes)
+            x.add_(F.embedding(batch.values - self.pad_value, self.values))
             for block in self.blocks[:-1]:
-                x = block(x, batch)
-            return self.blocks[-1](x, batch, cls_only=True).float()
-
-    def _pinned(self, numbers: np.ndarray) -> Tensor:
-        tensor = host_tensor(numbers.shape, torch.int32, self.device)
-        tensor.numpy()[:] = numbers
-        return tensor
+                x = block(x, batch.cells)
+            return self.blocks[-1](x, batch.cells, cls_only=True).float()
 
 
 class _PackedBlock:
@@ -117,16 +77,13 @@ class _PackedBlock:
         self.norm1 = _Norm(block.norm1, block.fc2.bias, dtype)
         self.norm2 = _Norm(block.norm2, next_bias, dtype)
 
-    def __call__(self, x: Tensor, batch: PackedBatch, *, cls_only: bool = False) -> Tensor:
+    def __call__(self, x: Tensor, cells: Packed, *, cls_only: bool = False) -> Tensor:
         """``[tokens, d]``, or ``[cells, d]`` of ``<cls>`` alone; ``x`` is used up."""
         width = x.shape[1]
         q, k, v = self.qkv(x).unflatten(-1, (3, self.nheads, -1)).unbind(1)
-        starts = query_starts = batch.starts
-        longest_query = batch.longest
         if cls_only:
-            x, q = x[starts[:-1]], q[starts[:-1]]
-            query_starts, longest_query = torch.arange(len(starts), dtype=torch.int32, device=x.device), 1
-        attended = attend(q, k, v, query_starts, starts, longest_query, batch.longest).reshape(-1, width)
+            x, q = cells.first(x), cells.first(q)
+        attended = cells.attend(q, k, v).reshape(-1, width)
         x = self.norm1(x.addmm_(attended, self.out.t()))
         return self.norm2(x.addmm_(self.fc1.relu(x), self.fc2.t()))
 
@@ -167,19 +124,3 @@ class _Product:
     def relu(self, x: Tensor) -> Tensor:
         """With ReLU, in one kernel."""
         return torch._addmm_activation(self.bias, x, self.weight.t())
-
-
-def attend(
-    q: Tensor, k: Tensor, v: Tensor, query_starts: Tensor, key_starts: Tensor, most_queries: int, most_keys: int
-) -> Tensor:
-    """Attention of each cell's queries ``[tokens, heads, head width]`` to its own keys."""
-    n_cells = len(key_starts) - 1
-    if len(k) == n_cells * most_keys:  # all are as long: PyTorch has a faster kernel for that
-        q, k, v = (part.unflatten(0, (n_cells, -1)).transpose(1, 2) for part in (q, k, v))
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1)
-    return _flash_kernel()(q, k, v, query_starts, key_starts, most_queries, most_keys)
-
-
-def _flash_kernel() -> Callable[..., Tensor]:
-    # imports torch.compile, which takes seconds that others need not wait
-    return importlib.import_module(_VARLEN).varlen_attn

@@ -19,10 +19,10 @@ from ._cell_attention import Scratch
 from ._device import embedding_precision, resolve_device
 from ._overlap import on_host, prepared
 from ._processes import processes, put_together
-from .batching import MAX_BATCH_TOKENS, Batch, collate, length_batches, packs
+from .batching import MAX_BATCH_TOKENS, Batch, PackedBatch, collate, collate_packed, length_batches, packs
 from .frozen import FrozenEncoder, can_freeze
-from .frozen_cuda import HALVES, CUDAEncoder, PackedBatch, can_run_packed
-from .model import ScGPTEncoder
+from .frozen_cuda import HALVES, CUDAEncoder, can_run_packed
+from .model import ScGPTEncoder, keys_to_keep
 from .stored_tokens import AnyTokens
 
 AnyBatch = TypeVar("AnyBatch", Batch, PackedBatch)
@@ -122,7 +122,8 @@ def _packed_on_gpu(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Each batch of cells with its embeddings, by :class:`CUDAEncoder`."""
     fast = CUDAEncoder(encoder, HALVES[precision])
-    ready = ((cells, fast.batch(tokens[cells].load(), cls_id)) for cells in batches)
+    how = {"cls_id": cls_id, "pad_value": encoder.config.pad_value, "usual": int(tokens.lengths.max(initial=0))}
+    ready = ((cells, collate_packed(tokens[cells].load(), **how, device=device)) for cells in batches)
     yield from _overlapped(ready, fast, device)
 
 
@@ -195,7 +196,8 @@ def lower_states(
         return
 
     def compute(batch: Batch) -> Tensor:
-        x = encoder.encode(encoder.embed_inputs(batch.gene_ids, batch.values), batch.padding_mask, stop=n_blocks)
+        inputs = encoder.embed_inputs(batch.gene_ids, batch.values)
+        x = encoder.encode(inputs, keys_to_keep(batch.padding_mask), stop=n_blocks)
         return x.flatten(0, 1) if batch.padding_mask is None else x[~batch.padding_mask]
 
     with torch.inference_mode():

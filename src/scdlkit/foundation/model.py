@@ -27,9 +27,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ._attention import attention
+from ._block_steps import Cells, add_and_norm, attended, hidden, in_one_step, projected
 from ._dropout import Dropout
 from ._linear import Linear
+from ._packed import Packed
 
 MAX_VALUE = 512.0  # upstream clamps larger values
 
@@ -145,7 +146,7 @@ class ValueEncoder(nn.Module):
 class Block(nn.Module):
     """Post-norm transformer block."""
 
-    compiled: Callable[[Block, Tensor, Tensor | None], Tensor] | None = None  # see _compiled.py
+    compiled: Callable[[Block, Tensor, Cells], Tensor] | None = None  # see _compiled.py
 
     def __init__(self, config: ScGPTConfig) -> None:
         super().__init__()
@@ -158,36 +159,39 @@ class Block(nn.Module):
         self.dropout = Dropout(config.dropout)
         self.prefix: nn.Module | None = None  # further keys and values, see strategies/prefix_tuning.py
 
-    def forward(self, x: Tensor, keep: Tensor | None, *, cls_only: bool = False) -> Tensor:
-        """Outputs of all positions ``[B, L, d]``, or of the first one alone ``[B, 1, d]``.
+    def forward(self, x: Tensor, cells: Cells, *, cls_only: bool = False, again: bool = False) -> Tensor:
+        """Outputs of all positions, or of the first one of each cell alone.
 
-        ``keep`` is boolean ``[B, 1, 1, L]``, False at padded keys, or None where nothing is padded.
+        Parameters
+        ----------
+        x
+            ``[B, L, d]``, or ``[tokens, d]`` of cells one behind the other.
+        cells
+            Boolean ``[B, 1, 1, L]``, False at padded keys, or None where nothing is padded; or where the cells are.
+        cls_only
+            ``[B, 1, d]`` or ``[cells, d]`` is all that is needed.
+        again
+            The way back will compute this once more, so as little as possible should be kept.
         """
         # what is rare, and would have to be compiled once more, is not: a single cell, <cls> alone, a prediction
         if self.compiled is not None and self.training and len(x) > 1 and not cls_only:
-            return self.compiled(self, x, keep)
-        return self.compute(x, keep, cls_only=cls_only)
+            return self.compiled(self, x, cells)
+        return self.compute(x, cells, cls_only=cls_only, again=again)
 
-    def compute(self, x: Tensor, keep: Tensor | None, *, cls_only: bool = False) -> Tensor:
+    def compute(self, x: Tensor, cells: Cells, *, cls_only: bool = False, again: bool = False) -> Tensor:
         """What :meth:`forward` gives."""
-        queries, inputs = (x[:, :1] if cls_only else x), self._inputs(x)
-        keys, values = self._heads(self.k(inputs)), self._heads(self.v(inputs))
-        if self.prefix is not None:
-            keys, values, keep = self.prefix(keys, values, keep)
-        asking = self._heads(self.q(inputs[:, :1] if cls_only else inputs))
-        attended = attention(asking, keys, values, keep, self.attention_dropout if self.training else 0.0)
-        attended = self.out(attended.transpose(1, 2).flatten(2))
-        hidden = self.norm1(queries + self.dropout(attended))
-        return self.norm2(hidden + self.dropout(self.fc2(self.dropout(F.relu(self.fc1(hidden))))))
-
-    def _inputs(self, x: Tensor) -> Tensor:
-        """``x`` in the type of autocast, which would otherwise convert it for each of three layers."""
-        plain = type(self.q) is type(self.k) is type(self.v) is Linear
-        half = plain and torch.is_autocast_enabled(x.device.type)
-        return x.to(torch.get_autocast_dtype(x.device.type)) if half else x
-
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.nheads, -1)).transpose(1, 2)
+        dropout = self.attention_dropout if self.training else 0.0
+        if not cls_only and not again and (whole := in_one_step(self, x, cells, dropout)) is not None:
+            return whole
+        if cls_only:
+            keys, values, x = projected(x, self.k, self.v)
+            queries, x = projected(cells.first(x) if isinstance(cells, Packed) else x[:, :1], self.q)
+        else:
+            queries, keys, values, x = projected(x, self.q, self.k, self.v)
+        found = attended(queries, keys, values, self.nheads, cells, dropout, self.prefix)
+        x = add_and_norm(x, self.out, found, self.norm1, self.dropout)
+        inner, x = hidden(x, self.fc1, self.dropout)
+        return add_and_norm(x, self.fc2, inner, self.norm2, self.dropout)
 
 
 class ScGPTEncoder(nn.Module):
@@ -239,7 +243,7 @@ class ScGPTEncoder(nn.Module):
         Tensor
             ``[B, L, embsize]``; rows at padded positions mean nothing.
         """
-        return self.encode(self.embed_inputs(gene_ids, values), padding_mask)
+        return self.encode(self.embed_inputs(gene_ids, values), keys_to_keep(padding_mask))
 
     def cls(
         self,
@@ -247,17 +251,21 @@ class ScGPTEncoder(nn.Module):
         values: Tensor,
         padding_mask: Tensor | None = None,
         *,
+        cells: Packed | None = None,
         tables: InputTables | None = None,
     ) -> Tensor:
         """Cell embeddings ``[B, embsize]``: the output at ``<cls>``, not normalised.
 
-        Arguments as in :meth:`forward`, but values are bins or ``pad_value``, nothing between.
+        Arguments as in :meth:`forward`, but values are bins or ``pad_value``, nothing between; or ids and values are
+        ``[tokens]`` and ``cells`` says where in them each cell is.
         """
         if tables is not None:
             inputs = self._look_up(tables, gene_ids, values)
         else:  # 53 values instead of one for every token
             inputs = self._embed_genes(gene_ids) + self.value_encoder.look_up(values, self._scale())
-        return self.encode(inputs, padding_mask, cls_only=True)[:, 0]
+        if cells is not None:
+            return self.encode(inputs, cells, cls_only=True)
+        return self.encode(inputs, keys_to_keep(padding_mask), cls_only=True)[:, 0]
 
     def embed_inputs(self, gene_ids: Tensor, values: Tensor) -> Tensor:
         """Input of the first block ``[B, L, embsize]``."""
@@ -270,7 +278,7 @@ class ScGPTEncoder(nn.Module):
     def encode(
         self,
         x: Tensor,
-        padding_mask: Tensor | None,
+        cells: Cells,
         *,
         cls_only: bool = False,
         start: int = 0,
@@ -278,16 +286,15 @@ class ScGPTEncoder(nn.Module):
     ) -> Tensor:
         """Run the blocks from ``start`` to before ``stop`` (all by default) on embedded inputs, or what the blocks before made of them.
 
-        With ``cls_only`` the last block of the encoder answers for position 0 alone.
+        ``cells`` as in :meth:`Block.forward`. With ``cls_only`` the last block of the encoder answers for ``<cls>`` alone.
         """
-        keep = None if padding_mask is None else ~padding_mask[:, None, None, :]
         last = len(self.blocks) - 1
         if self.training and torch.is_autocast_enabled(x.device.type):  # less to keep for the way back
             x = x.to(torch.get_autocast_dtype(x.device.type))
         again = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         for index, block in list(enumerate(self.blocks))[start:stop]:
-            run = partial(block, cls_only=cls_only and index == last)
-            x = checkpoint(run, x, keep, use_reentrant=False) if again else run(x, keep)
+            run = partial(block, cls_only=cls_only and index == last, again=again)
+            x = checkpoint(run, x, cells, use_reentrant=False) if again else run(x, cells)
         return x
 
     def input_tables(self) -> InputTables:
@@ -322,6 +329,11 @@ class ScGPTEncoder(nn.Module):
                 f"{len(missing)} gene tokens (first id {missing[0]}) are not in this encoder, which holds "
                 f"{len(self.token_ids)} of {self.config.n_tokens}; load it with token_ids that cover the data."
             )
+
+
+def keys_to_keep(padding_mask: Tensor | None) -> Tensor | None:
+    """What :class:`Block` takes, of bool ``[B, L]``, True at padding."""
+    return None if padding_mask is None else ~padding_mask[:, None, None, :]
 
 
 class AnnotationHead(nn.Module):

@@ -6,8 +6,8 @@ import copy
 
 from torch import Tensor, nn
 
-from scdlkit.foundation.batching import Batch, StateBatch
-from scdlkit.foundation.model import AnnotationHead, ScGPTEncoder
+from scdlkit.foundation.batching import Batch, PackedBatch, StateBatch
+from scdlkit.foundation.model import AnnotationHead, ScGPTEncoder, keys_to_keep
 
 
 class AdaptedEncoder(nn.Module):
@@ -27,14 +27,18 @@ class AdaptedEncoder(nn.Module):
         self.register_buffer("mean", mean)
         self.register_buffer("scale", scale)
 
-    def forward(self, batch: Batch | StateBatch) -> Tensor:
-        """Logits ``[B, classes]``, from tokens or from what the frozen blocks made of them."""
+    def forward(self, batch: Batch | PackedBatch | StateBatch) -> Tensor:
+        """Logits ``[B, classes]``."""
+        return self.classify(self.embed(batch))
+
+    def embed(self, batch: Batch | PackedBatch | StateBatch) -> Tensor:
+        """Adapted embedding ``[B, embsize]``, from tokens or from what the frozen blocks made of them."""
         if isinstance(batch, StateBatch):
-            x = self.encoder.encode(batch.states.float(), batch.padding_mask, cls_only=True, start=self.n_frozen)
-            embedding = x[:, 0]
-        else:
-            embedding = self.encoder.cls(*batch)
-        return self.classify(embedding)
+            keep = keys_to_keep(batch.padding_mask)
+            return self.encoder.encode(batch.states.float(), keep, cls_only=True, start=self.n_frozen)[:, 0]
+        if isinstance(batch, PackedBatch):
+            return self.encoder.cls(batch.gene_ids, batch.values, cells=batch.cells)
+        return self.encoder.cls(*batch)
 
     def classify(self, embedding: Tensor) -> Tensor:
         """Logits from the adapted embedding ``[B, embsize]``."""

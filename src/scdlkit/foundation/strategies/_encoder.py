@@ -19,9 +19,18 @@ from torch import Tensor
 from scdlkit._settings import logger
 from scdlkit.foundation._device import embedding_precision
 from scdlkit.foundation._overlap import on_host, prepared
+from scdlkit.foundation._packed import can_attend
 from scdlkit.foundation._processes import processes, put_together
 from scdlkit.foundation._random import seeded
-from scdlkit.foundation.batching import MAX_BATCH_TOKENS, Batch, StateBatch, collate, length_batches
+from scdlkit.foundation.batching import (
+    MAX_BATCH_TOKENS,
+    Batch,
+    PackedBatch,
+    StateBatch,
+    collate,
+    collate_packed,
+    length_batches,
+)
 from scdlkit.foundation.frozen import can_freeze
 from scdlkit.foundation.inference import embed_tokens
 from scdlkit.foundation.model import AnnotationHead, Block, ScGPTEncoder
@@ -50,6 +59,7 @@ class EncoderStrategy(GradientStrategy):
     needs_to_fit = frozenset({"tokens", "embedding"})
     frozen = False
     _int8_refused = False
+    _usual = 0  # genes of the longest training cells
 
     @abstractmethod
     def adapt(self, encoder: ScGPTEncoder) -> None:
@@ -74,6 +84,7 @@ class EncoderStrategy(GradientStrategy):
             raise ValueError("embedding has NaN or infinite values; check the checkpoint's weights.")
         mean, scale = embedding.mean(axis=0), embedding.std(axis=0)
         scale[scale < 1e-8] = 1.0
+        self._usual = int(_tokens(train).lengths.max(initial=0))
         self._assemble(self._rows, embedding.shape[1], n_classes, seed)
         module = self.trained_module()
         with torch.no_grad():
@@ -156,7 +167,7 @@ class EncoderStrategy(GradientStrategy):
 
         def embed(part: CellData) -> Tensor:
             with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-                return self.encoder.cls(*self._batch(part).to(device)).float()
+                return self._adapted.embed(self._batch(part).to(device)).float()
 
         return self._run(replace(cells, states=None), embed, self.encoder.config.embsize)
 
@@ -199,11 +210,21 @@ class EncoderStrategy(GradientStrategy):
 
     # ---- internals ----
 
-    def _batch(self, cells: CellData) -> Batch:
+    def _batch(self, cells: CellData) -> Batch | PackedBatch:
         tokens, source = _tokens(cells).load(), self._require_source()
         self.cover(tokens.gene_ids)
         pad_value, device = self.encoder.config.pad_value, self._device
+        if self._packs(device):
+            return collate_packed(tokens, cls_id=source.cls_id, pad_value=pad_value, usual=self._usual, device=device)
         return collate(tokens, cls_id=source.cls_id, pad_id=source.pad_id, pad_value=pad_value, device=device)
+
+    def _packs(self, device: torch.device) -> bool:
+        """Whether batches need no padding, for which attention makes no plan for each of their shapes on a GPU."""
+        config = self.encoder.config
+        if not torch.is_autocast_enabled(device.type) or not can_attend(device, config.embsize // config.nheads):
+            return False
+        plain = all(block.prefix is None and block.compiled is None for block in self.encoder.blocks)
+        return plain and not (self.training.attention_dropout and self._adapted.training)
 
     def _states(self, cells: CellData) -> StateRows | None:
         """What the frozen blocks make of these cells, where it can be kept; the first call computes it for all cells."""

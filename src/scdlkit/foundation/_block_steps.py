@@ -1,0 +1,105 @@
+"""Steps of a block: its products and what lies between them, by PyTorch or, in half precision on a GPU, by our own loops.
+
+A layer that something was put into or around (an adapter, LoRA) is asked as a whole; plain ones give up their biases to the
+step after them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from functools import cache
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ._attention import attention
+from ._dropout import Dropout
+from ._linear import Linear, is_plain
+from ._packed import AMPERE, Packed
+
+if TYPE_CHECKING:
+    from .model import Block
+
+Cells = Tensor | Packed | None  # False at padded keys [B, 1, 1, L]; or where the cells are; None: nothing is padded
+
+
+def projected(x: Tensor, *layers: nn.Module) -> tuple[Tensor, ...]:
+    """``x`` by each of the layers; and ``x`` itself, to be read by what comes after."""
+    plain = all(is_plain(layer) for layer in layers)
+    if plain and (loops := _loops(x)) is not None:
+        return loops.projected(x, [layer.weight for layer in layers], [layer.bias for layer in layers])
+    inputs = x
+    if plain and torch.is_autocast_enabled(x.device.type):  # which would otherwise convert it for each layer
+        inputs = x.to(torch.get_autocast_dtype(x.device.type))
+    return *(layer(inputs) for layer in layers), x
+
+
+def attended(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    nheads: int,
+    cells: Cells,
+    dropout: float,
+    prefix: nn.Module | None = None,
+) -> Tensor:
+    """Attention of each cell's queries ``[..., d]`` to its own keys, and to those of a ``prefix`` in front of them."""
+    asking, keys, values = (part.unflatten(-1, (nheads, -1)) for part in (queries, keys, values))
+    if isinstance(cells, Packed):
+        half = torch.get_autocast_dtype(asking.device.type)  # layers with something put in may give another
+        return cells.attend(asking.to(half), keys.to(half), values.to(half)).flatten(-2)
+    keep = cells
+    asking, keys, values = (part.transpose(1, 2) for part in (asking, keys, values))
+    if prefix is not None:
+        keys, values, keep = prefix(keys, values, keep)
+    return attention(asking, keys, values, keep, dropout).transpose(1, 2).flatten(2)
+
+
+def in_one_step(block: Block, x: Tensor, cells: Cells, dropout: float) -> Tensor | None:
+    """The whole block, which takes the host less time; None where it has to be asked layer by layer."""
+    loops = _loops(x)
+    layers = block.q, block.k, block.v, block.out, block.fc1, block.fc2
+    if loops is None or block.prefix is not None or not all(is_plain(layer) for layer in layers):
+        return None
+    p = _probability(block.dropout)
+    return loops.whole_block(block, x, p, lambda q, k, v: attended(q, k, v, block.nheads, cells, dropout))
+
+
+def add_and_norm(x: Tensor, layer: nn.Module, inputs: Tensor, norm: nn.LayerNorm, dropout: Dropout) -> Tensor:
+    """``norm(x + dropout(layer(inputs)))``."""
+    if (loops := _loops(x)) is None:
+        return norm(x + dropout(layer(inputs)))
+    if isinstance(layer, Linear) and is_plain(layer):
+        return loops.add_and_norm(x, F.linear(inputs, layer.weight), layer.bias, norm, _probability(dropout))
+    return loops.add_and_norm(x, layer(inputs).to(x.dtype), None, norm, _probability(dropout))
+
+
+def hidden(x: Tensor, layer: nn.Module, dropout: Dropout) -> tuple[Tensor, Tensor]:
+    """``dropout(relu(layer(x)))``; and ``x`` itself."""
+    if is_plain(layer) and (loops := _loops(x)) is not None:
+        product, x = loops.projected(x, [layer.weight], [])
+        return loops.relu_dropout(product, layer.bias, _probability(dropout)), x
+    return dropout(F.relu(layer(x))), x
+
+
+def _loops(x: Tensor) -> Any:
+    """Our own steps, where they are faster: for half precision, with a way back, on a GPU."""
+    if not x.is_cuda or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return None
+    half = torch.is_autocast_enabled("cuda") and x.dtype is torch.get_autocast_dtype("cuda")
+    return _cuda() if half and torch.cuda.get_device_capability(x.device) >= AMPERE else None
+
+
+@cache
+def _cuda() -> ModuleType | None:
+    try:
+        return importlib.import_module("._block_cuda", __package__)
+    except ImportError:  # Triton comes with PyTorch for CUDA on Linux, not everywhere
+        return None
+
+
+def _probability(dropout: Dropout) -> float:
+    return dropout.p if dropout.training else 0.0
