@@ -33,6 +33,7 @@ from scdlkit.foundation.strategies import build_strategies
 SHAPE = ScGPTConfig(N_TOKENS, 512, 8, 512, 12)
 BATCH = 64
 _SIDE = 8192  # of the matrices
+_NULL = " again (null)"
 
 
 def operations(lengths: np.ndarray) -> float:
@@ -70,6 +71,14 @@ def training(
     fit.compile()
     bar = tqdm(disable=True)
     return lambda: fit.run_epoch(bar)
+
+
+def seconds_of(run: Callable[[], object]) -> float:
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    run()
+    torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
 def attention_kernels(run: Callable[[], object]) -> list[str]:
@@ -119,34 +128,29 @@ def main() -> None:
     cases = {
         "matrix product": (0, 10 * 2.0 * _SIDE**3, product(device)),
         "embed": (len(alike), work, embedding(tokens)),
-        "embed again (null)": (len(alike), work, embedding(tokens)),
+        "embed" + _NULL: (len(alike), work, embedding(tokens)),
         "embed, fp16": (len(alike), work, embedding(tokens, "fp16")),
         "embed, fp16, mixed lengths": (len(alike), operations(mixed.lengths), embedding(mixed, "fp16")),
         "full_finetune": (n_trained, step, training(source, trained, device)),
-        "full_finetune again (null)": (n_trained, step, training(source, trained, device)),
+        "full_finetune" + _NULL: (n_trained, step, training(source, trained, device)),
         "full_finetune, mixed lengths": (n_trained, mixed_step, training(source, trained_mixed, device)),
         "full_finetune, compiled": (n_trained, step, training(source, trained, device, compiled=True)),
         "lora": (n_trained, step, training(source, trained, device, "lora")),
     }
     kernels = {}
     for name, (n_cells, _, run) in cases.items():
-        run()
-        if n_cells:
+        print(f"{name}: the first time {seconds_of(run):.1f} s", flush=True)  # with all that is compiled or planned
+        if n_cells and not name.endswith(_NULL):
             kernels[name] = attention_kernels(run)
             if not any("flash" in kernel.lower() for kernel in kernels[name]):
                 raise SystemExit(f"{name}: no flash attention ran, only {', '.join(kernels[name]) or 'none at all'}.")
     seconds: dict[str, list[float]] = {name: [] for name in cases}
-    for _ in range(arguments.repeats):
-        for name, (_, _, run) in cases.items():
-            torch.cuda.synchronize()
-            start = time.perf_counter()
-            run()
-            torch.cuda.synchronize()
-            seconds[name].append(time.perf_counter() - start)
+    for repeat in range(arguments.repeats):
+        for name, (n_cells, _, run) in cases.items():
+            seconds[name].append(seconds_of(run))
+            print(f"{repeat + 1}: {name} {n_cells / seconds[name][-1]:.0f} cells/s", flush=True)
     ceiling = cases["matrix product"][1] / np.array(seconds["matrix product"])
-    nulls = {
-        name: np.array(seconds[name]) / np.array(seconds[f"{name} again (null)"]) for name in ("embed", "full_finetune")
-    }
+    nulls = {name: np.array(seconds[name]) / np.array(seconds[name + _NULL]) for name in ("embed", "full_finetune")}
     rows = []
     print(f"{torch.cuda.get_device_name()}, {arguments.tokens} tokens, ceiling {np.median(ceiling) / 1e12:.0f} TFLOP/s")
     few = tokens[np.arange(64)]

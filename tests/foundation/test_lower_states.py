@@ -120,6 +120,10 @@ def test_any_cells_in_any_order(kept, index, again):
     assert padded.shape[1] == max(lengths)
     assert (mask is None) == (len(set(lengths)) == 1)
     assert rows[again % len(index)].n_cells == 1
+    together = rows.packed(1, usual=lengths[0], device=CPU)
+    assert torch.equal(together.states, torch.cat([whole[cell] for cell in index]))
+    assert together.cells.starts.tolist() == [0, *np.cumsum(lengths)]
+    assert together.cells.longest == max(lengths) and together.cells.alike == (mask is None)
 
 
 def test_computed_once_for_every_number_of_blocks(states, failing):

@@ -31,9 +31,7 @@ def projected(x: Tensor, *layers: nn.Module) -> tuple[Tensor, ...]:
     plain = all(is_plain(layer) for layer in layers)
     if plain and (loops := _loops(x)) is not None:
         return loops.projected(x, [layer.weight for layer in layers], [layer.bias for layer in layers])
-    inputs = x
-    if plain and torch.is_autocast_enabled(x.device.type):  # which would otherwise convert it for each layer
-        inputs = x.to(torch.get_autocast_dtype(x.device.type))
+    inputs = _in_autocast(x) if plain else x  # which would otherwise convert it for each layer
     return *(layer(inputs) for layer in layers), x
 
 
@@ -49,8 +47,8 @@ def attended(
     """Attention of each cell's queries ``[..., d]`` to its own keys, and to those of a ``prefix`` in front of them."""
     asking, keys, values = (part.unflatten(-1, (nheads, -1)) for part in (queries, keys, values))
     if isinstance(cells, Packed):
-        half = torch.get_autocast_dtype(asking.device.type)  # layers with something put in may give another
-        return cells.attend(asking.to(half), keys.to(half), values.to(half)).flatten(-2)
+        # layers with something put in may give another type
+        return cells.attend(*(_in_autocast(part) for part in (asking, keys, values))).flatten(-2)
     keep = cells
     asking, keys, values = (part.transpose(1, 2) for part in (asking, keys, values))
     if prefix is not None:
@@ -83,6 +81,12 @@ def hidden(x: Tensor, layer: nn.Module, dropout: Dropout) -> tuple[Tensor, Tenso
         product, x = loops.projected(x, [layer.weight], [])
         return loops.relu_dropout(product, layer.bias, _probability(dropout)), x
     return dropout(F.relu(layer(x))), x
+
+
+def _in_autocast(x: Tensor) -> Tensor:
+    """``x`` in the type of autocast, where that is on."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
 def _loops(x: Tensor) -> Any:

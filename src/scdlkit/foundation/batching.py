@@ -44,15 +44,15 @@ class PackedBatch(NamedTuple):
 
 
 class StateBatch(NamedTuple):
-    """A padded batch of what frozen lower blocks made of the tokens."""
+    """A batch of what frozen lower blocks made of the tokens."""
 
-    states: Tensor  # float16 [B, L, embsize]
-    padding_mask: Tensor | None  # as of Batch
+    states: Tensor  # float16 [B, L, embsize], or [tokens, embsize] of cells one behind the other
+    cells: Tensor | Packed | None  # padding as of Batch, or where the cells are
 
     def to(self, device: torch.device) -> StateBatch:
         """The same batch on another device."""
-        mask = None if self.padding_mask is None else to_device(self.padding_mask, device)
-        return StateBatch(to_device(self.states, device), mask)
+        cells = to_device(self.cells, device) if isinstance(self.cells, Tensor) else self.cells
+        return StateBatch(to_device(self.states, device), cells.to(device) if isinstance(cells, Packed) else cells)
 
 
 def length_batches(lengths: np.ndarray, *, max_tokens: int, max_cells: int | None = None) -> list[np.ndarray]:
@@ -157,10 +157,15 @@ def collate_packed(
 
     ``usual`` is how many genes the cells of many batches have.
     """
-    gene_ids, values, starts = (_on_host(part, device) for part in pack(tokens, cls_id=cls_id, pad_value=pad_value))
-    lengths = tokens.lengths
-    alike = bool((lengths == usual).all())
-    return PackedBatch(gene_ids, values, Packed(starts, int(lengths.max(initial=0)) + 1, alike))
+    gene_ids, values, starts = pack(tokens, cls_id=cls_id, pad_value=pad_value)
+    cells = packed_cells(starts, usual=usual + 1, device=device)
+    return PackedBatch(_on_host(gene_ids, device), _on_host(values, device), cells)
+
+
+def packed_cells(starts: np.ndarray, *, usual: int, device: torch.device | None) -> Packed:
+    """Where cells begin and end ``[cells + 1]``; ``usual`` is how many tokens those of many batches have."""
+    lengths = np.diff(starts)
+    return Packed(_on_host(starts, device), int(lengths.max(initial=0)), alike=bool((lengths == usual).all()))
 
 
 def _on_host(numbers: np.ndarray, device: torch.device | None) -> Tensor:

@@ -17,7 +17,9 @@ import torch
 from scdlkit._settings import logger
 
 from . import disk_cache
+from ._overlap import host_tensor
 from ._processes import processes
+from .batching import StateBatch, packed_cells
 from .inference import lower_states
 from .row_file import RowFile
 from .stored_tokens import AnyTokens
@@ -144,7 +146,7 @@ class StateRows:
 
     def __init__(self, states: LowerStates, cells: np.ndarray) -> None:
         self._states, self._cells = states, cells
-        self._read: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {}
+        self._read: dict[int, list[torch.Tensor]] = {}
 
     @property
     def n_cells(self) -> int:
@@ -156,9 +158,9 @@ class StateRows:
         return StateRows(self._states, np.atleast_1d(self._cells[index]))
 
     def load(self, n_blocks: int) -> StateRows:
-        """The same cells, for which :meth:`after` reads no file again."""
+        """The same cells, for which no file is read again."""
         loaded = StateRows(self._states, self._cells)
-        loaded._read[n_blocks] = self.after(n_blocks)
+        loaded._read[n_blocks] = self._parts(n_blocks)
         return loaded
 
     def kept(self, n_blocks: int) -> bool:
@@ -180,18 +182,38 @@ class StateRows:
         RuntimeError
             If they are not kept.
         """
+        parts = self._parts(n_blocks)
+        lengths = self._lengths
+        padded = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
+        if (lengths == lengths.max()).all():
+            return padded, None
+        return padded, torch.arange(padded.shape[1]) >= torch.from_numpy(lengths)[:, None]
+
+    def packed(self, n_blocks: int, *, usual: int, device: torch.device) -> StateBatch:
+        """The same without padding, in pinned memory if they are for a CUDA ``device``.
+
+        ``usual`` is how many tokens the cells of many batches have.
+        """
+        parts = self._parts(n_blocks)
+        starts = np.concatenate([[0], np.cumsum(self._lengths)])
+        states = host_tensor((int(starts[-1]), parts[0].shape[1]), parts[0].dtype, device)
+        return StateBatch(torch.cat(parts, out=states), packed_cells(starts, usual=usual, device=device))
+
+    @property
+    def _lengths(self) -> np.ndarray:
+        return self._states.lengths[self._cells]
+
+    def _parts(self, n_blocks: int) -> list[torch.Tensor]:
+        """``[tokens, embsize]`` of each cell."""
         if n_blocks in self._read:
             return self._read[n_blocks]
         file = self._states.after(n_blocks)
         if file is None:
             raise RuntimeError(f"The states after {n_blocks} blocks are not kept; ask kept() first.")
         order = np.argsort(self._cells, kind="stable")  # the file is read forwards
-        lengths = self._states.lengths[self._cells]
-        read = torch.from_numpy(file.read(self._states.starts[self._cells[order]], lengths[order]))
+        lengths = self._lengths[order]
+        read = torch.from_numpy(file.read(self._states.starts[self._cells[order]], lengths))
         parts: list[torch.Tensor] = [read] * len(order)
-        for position, part in zip(order.tolist(), read.split(lengths[order].tolist()), strict=True):
+        for position, part in zip(order.tolist(), read.split(lengths.tolist()), strict=True):
             parts[position] = part
-        padded = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
-        if (lengths == lengths.max()).all():
-            return padded, None
-        return padded, torch.arange(padded.shape[1]) >= torch.from_numpy(lengths)[:, None]
+        return parts

@@ -6,6 +6,7 @@ import copy
 
 from torch import Tensor, nn
 
+from scdlkit.foundation._packed import Packed
 from scdlkit.foundation.batching import Batch, PackedBatch, StateBatch
 from scdlkit.foundation.model import AnnotationHead, ScGPTEncoder, keys_to_keep
 
@@ -34,8 +35,10 @@ class AdaptedEncoder(nn.Module):
     def embed(self, batch: Batch | PackedBatch | StateBatch) -> Tensor:
         """Adapted embedding ``[B, embsize]``, from tokens or from what the frozen blocks made of them."""
         if isinstance(batch, StateBatch):
-            keep = keys_to_keep(batch.padding_mask)
-            return self.encoder.encode(batch.states.float(), keep, cls_only=True, start=self.n_frozen)[:, 0]
+            states, cells, start = batch.states.float(), batch.cells, self.n_frozen
+            if isinstance(cells, Packed):
+                return self.encoder.encode(states, cells, cls_only=True, start=start)
+            return self.encoder.encode(states, keys_to_keep(cells), cls_only=True, start=start)[:, 0]
         if isinstance(batch, PackedBatch):
             return self.encoder.cls(batch.gene_ids, batch.values, cells=batch.cells)
         return self.encoder.cls(*batch)

@@ -94,9 +94,15 @@ class EncoderStrategy(GradientStrategy):
 
     def logits(self, cells: CellData) -> Tensor:
         """Logits ``[n, n_classes]``."""
-        states = self._states(cells)
-        batch = self._batch(cells) if states is None else StateBatch(*states.after(self._adapted.n_frozen))
-        return self.trained_module()(batch.to(self._device))
+        states, device = self._states(cells), self._device
+        batch: Batch | PackedBatch | StateBatch
+        if states is None:
+            batch = self._batch(cells)
+        elif self._packs(device):
+            batch = states.packed(self._adapted.n_frozen, usual=self._usual + 1, device=device)
+        else:
+            batch = StateBatch(*states.after(self._adapted.n_frozen))
+        return self.trained_module()(batch.to(device))
 
     def batches(self, cells: CellData, batch_size: int, generator: torch.Generator) -> list[np.ndarray]:
         """Random batches of cells of about the same length: shuffle, sort within stretches, shuffle the batches."""
