@@ -150,6 +150,14 @@ def test_relu_dropout(loops, shape, p):
     check(loops.relu_dropout_back(slope, out, p), torch.autograd.grad(expected, exact, slope.double()))
 
 
+def test_what_is_no_number_is_seen(loops):
+    x = torch.tensor([[torch.nan, -1.0, torch.inf, 2.0]], dtype=torch.bfloat16, device=DEVICE)
+    zero = torch.zeros(4, device=DEVICE)
+    assert str(loops.relu_dropout(x, zero, SEED, 0.0).tolist()) == "[[nan, 0.0, inf, 2.0]]"
+    out, _ = loops.add_and_norm(x, x, None, zero + 1, zero, 1e-5, SEED, 0.0)
+    assert out.isnan().all()
+
+
 @pytest.mark.parametrize("shape", [*SHAPES, (1500, 24)])
 def test_side_by_side(loops, shape):
     parts = [random(*shape, seed=i, dtype=torch.bfloat16) for i in range(3)]

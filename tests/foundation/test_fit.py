@@ -5,17 +5,18 @@ from __future__ import annotations
 import logging
 import math
 import threading
+from collections import deque
 from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
 
-from scdlkit.foundation import _fit
+from scdlkit.foundation import _device, _fit
 from scdlkit.foundation._adamw import AdamW
 from scdlkit.foundation._device import autocast_dtype
 from scdlkit.foundation._overlap import prepared
-from scdlkit.foundation.strategies import TrainingConfig, _encoder
+from scdlkit.foundation.strategies import HeadConfig, TrainingConfig, _encoder, get_strategy
 from scdlkit.foundation.training import Trainer
 
 CPU = torch.device("cpu")
@@ -74,6 +75,47 @@ def test_cells_prepared_ahead_by_a_thread_change_nothing(fits, monkeypatch):
     assert len(threads) >= 2 * 4 and all(name.startswith("scdlkit-prefetch") for name in threads)
 
 
+def late(results):
+    """Losses as those of a GPU, two steps behind."""
+    waiting = deque()
+    for key, value in results:
+        waiting.append((key, value.detach().clone().numpy()))
+        if len(waiting) > 2:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def test_losses_that_come_later_change_nothing(fits, plain, monkeypatch):
+    data, whole = plain
+    monkeypatch.setattr(_fit, "on_host", late)
+    other = fits.fit(*data, max_epochs=3, label_smoothing=0.1, class_weight="balanced")
+    assert other.history == whole.history
+    np.testing.assert_array_equal(other.latent(data[1]), whole.latent(data[1]))
+    compute, steps = _fit.Fit._gradients, []
+
+    def broken(self, own, parts, share):
+        value = compute(self, own, parts, share)
+        steps.append(own.n_cells)
+        return value * math.nan if len(steps) == 2 else value
+
+    monkeypatch.setattr(_fit.Fit, "_gradients", broken)
+    with pytest.raises(FloatingPointError, match=r"loss of 'adapter' is nan at epoch 1, step 2 \(batch of 16 "):
+        fits.fit(*data, max_epochs=3)
+    assert len(steps) == 4  # not before it has come
+
+
+def test_half_precision_is_for_what_trains_inside_the_encoder(fits, plain, monkeypatch):
+    asked = []
+    monkeypatch.setattr(_fit, "autocast_dtype", lambda precision, device: asked.append(precision))
+    (train, val, source), _ = plain
+    fits.fit(train, val, source, max_epochs=1)
+    assert asked == ["auto"]
+    for precision, expected in (("auto", "fp32"), ("bf16", "bf16")):
+        head = get_strategy("head")(HeadConfig(training=TrainingConfig(max_epochs=1, precision=precision)))
+        head.fit(train, val, n_classes=3, seed=1, device="cpu", trainer=Trainer(progress=False))
+        assert asked.pop() == expected
+
+
 def test_checkpointing_repeats_dropout_exactly(fits):
     source = fits.Source(dropout=0.3)
     data = fits.cells(40, source), fits.cells(20, source, seed=1), source
@@ -121,6 +163,16 @@ def test_bf16_is_close_and_leaves_float32(fits, plain):
     same(
         fits.fit(*data, max_epochs=3, label_smoothing=0.1, class_weight="balanced", precision="auto"), whole, data[1], 0
     )
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_bfloat16_without_instructions_for_it_is_said_once(monkeypatch, caplog, supported):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
+    _device._warn_of_slow_bf16.cache_clear()
+    for _ in range(2):
+        assert autocast_dtype("bf16", CPU) is torch.bfloat16
+    assert caplog.text.count("no instructions for bfloat16; precision='fp32' will be faster") == (not supported)
+    _device._warn_of_slow_bf16.cache_clear()
 
 
 def test_precision_the_device_does_not_have():

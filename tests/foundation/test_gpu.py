@@ -64,7 +64,7 @@ def test_training_gives_what_the_cpu_gives(data, fits, kind, compiled):
     found = []
     for device in ("cpu", "cuda"):
         training = TrainingConfig(
-            learning_rate=1e-3, batch_size=16, max_epochs=2, compile=compiled and device == "cuda"
+            learning_rate=1e-3, batch_size=16, max_epochs=2, precision="fp32", compile=compiled and device == "cuda"
         )
         strategy = get_strategy(kind.strategy)(kind(training=training))
         strategy.source, strategy.precision = source, "fp32"

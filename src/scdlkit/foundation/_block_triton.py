@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-STEPS = 1 << 24  # of a probability
+_STEPS = 1 << 24  # of a probability
 _ROWS = 4  # of a program at a time
 _PROGRAMS = 2048  # that sum
 _WARPS, _SUMMING_WARPS = 4, 2
@@ -106,7 +106,7 @@ def _relu_dropout(  # type: ignore[no-untyped-def]
     at = rows[:, None] * WIDTH + columns[None, :]
     values = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
     values += tl.load(bias + columns, mask=columns < WIDTH, other=0.0)[None, :]
-    stays = _stays(rows, columns, seed, dropped) & (values > 0)
+    stays = _stays(rows, columns, seed, dropped) & ~(values <= 0)  # a NaN is to be seen
     tl.store(out + at, tl.where(stays, values * rest, 0.0), mask=inside)
 
 
@@ -220,9 +220,9 @@ def side_by_side(parts: list[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def _probability(p: float) -> tuple[int, float]:
-    """Of :data:`STEPS`, how many are dropped, and what the others are multiplied by."""
-    dropped = round(p * STEPS)
-    return dropped, STEPS / (STEPS - dropped)
+    """Of ``_STEPS``, how many are dropped, and what the others are multiplied by."""
+    dropped = round(p * _STEPS)
+    return dropped, _STEPS / (_STEPS - dropped)
 
 
 def _programs(n_rows: int) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 
 import torch
 
@@ -49,7 +50,15 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
         precision = "fp32" if not cuda else "bf16" if has_bf16 else "fp16"
     if (precision == "bf16" and not has_bf16) or (precision == "fp16" and not cuda):
         raise ValueError(f"precision={precision!r} is not there on device {str(device)!r}; use 'auto' or 'fp32'.")
+    if precision == "bf16" and not cuda:
+        _warn_of_slow_bf16()
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+@cache
+def _warn_of_slow_bf16() -> None:
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        logger.warning("This CPU has no instructions for bfloat16; precision='fp32' will be faster.")
 
 
 def embedding_precision(precision: str | None, device: torch.device) -> str:
@@ -70,6 +79,4 @@ def embedding_precision(precision: str | None, device: torch.device) -> str:
             f"precision must be 'auto', 'fp32', 'bf16', 'fp16' (GPU) or 'int8' (CPU), found {name!r} on {str(device)!r}."
         )
     dtype = autocast_dtype(name, device)
-    if device.type == "cpu" and dtype is torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        logger.warning("This CPU has no instructions for bfloat16; precision='fp32' will be faster.")
     return {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]

@@ -52,7 +52,8 @@ class Fit:
         self.module = strategy.trained_module().to(device)
         self.optimizer = AdamW(_parameter_groups(strategy, config), fused=device.type in ("cpu", "cuda"))
         self.wrapped = self.accelerator.prepare_model(self.module, device_placement=False)
-        self._dtype = autocast_dtype(config.precision, device)
+        head_alone = strategy.frozen and config.precision == "auto"  # too little work to be faster in half precision
+        self._dtype = autocast_dtype("fp32" if head_alone else config.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self._dtype is torch.float16)
         self.codes = np.asarray(train.codes, dtype=np.int64)
         self.weights = torch.from_numpy(class_weights).to(device)
