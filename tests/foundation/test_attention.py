@@ -173,6 +173,7 @@ def test_who_computes(dtype, dropout, keep, grad, who, monkeypatch):
     monkeypatch.setattr(_Attention, "apply", lambda *_: called.append("own"))
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *_, **__: called.append("PyTorch"))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(_attention, "has_onednn", lambda dtype: True)
     query, key, value, _ = inputs(2, 2, 9, 9, 8, dtype=dtype)
     keep = mask([9, 4], 9).flip(3) if keep == "in front" else None if keep is None else mask(keep, 9)
     with torch.set_grad_enabled(grad):
@@ -187,6 +188,30 @@ def test_threads_need_enough_to_do(n_threads, who, monkeypatch):
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *_, **__: called.append("PyTorch"))
     monkeypatch.setattr(torch, "get_num_threads", lambda: n_threads)
     monkeypatch.setattr(_attention, "_WORTH_A_THREAD", 200)
+    monkeypatch.setattr(_attention, "has_onednn", lambda dtype: True)
     query, key, value, _ = inputs(2, 2, 12, 12, 8, dtype=torch.bfloat16)
     attention(query, key, value, mask([12, 9], 12), 0.0)  # 2 heads x (144 + 81) scores
     assert called == [who]
+
+
+@pytest.mark.parametrize("keep", [None, mask([9, 4], 9)])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_without_instructions_for_bfloat16_it_is_computed_in_float32(keep, autocast, monkeypatch):
+    monkeypatch.setattr(_attention, "has_onednn", lambda dtype: dtype is not torch.bfloat16)
+    query, key, value, slope = inputs(2, 2, 9, 9, 8, dtype=torch.bfloat16)
+    if keep is not None:
+        slope = slope * keep.transpose(2, 3)
+    exact = [part.detach().float().requires_grad_() for part in (query, key, value)]
+    expected = results(lambda *parts: attention(*parts, keep, 0.0), *exact, slope.float())
+    seen = []
+    compute = F.scaled_dot_product_attention
+    monkeypatch.setattr(
+        F,
+        "scaled_dot_product_attention",
+        lambda query, *rest, **how: seen.append(query.dtype) or compute(query, *rest, **how),
+    )
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        found = results(lambda *parts: attention(*parts, keep, 0.0), query, key, value, slope)
+    assert set(seen) <= {torch.float32}
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other.bfloat16().double(), rtol=2**-7, atol=1e-3)

@@ -21,6 +21,7 @@ from torch import Tensor
 from ._attention_kernels import go_back
 from ._cell_attention import Scratch, as_array, attend, in_one_piece, pieces
 from ._dropout import STEPS
+from ._linear import has_onednn
 
 _PADDING_PAYS = 0.9  # share of scores that is no padding; with less, leaving padding out pays in float32
 # Scores: PyTorch's own threads go on waiting for work for some milliseconds, and are in the way of others.
@@ -46,6 +47,10 @@ def attention(query: Tensor, key: Tensor, value: Tensor, keep: Tensor | None, dr
     """
     dropped = round(dropout * STEPS)
     on_cpu = query.device.type == "cpu" and not torch.compiler.is_compiling()
+    if on_cpu and query.dtype is torch.bfloat16 and not has_onednn(torch.bfloat16):
+        # PyTorch's products of bfloat16 are loops over single numbers there
+        with torch.autocast("cpu", enabled=False):
+            return attention(query.float(), key.float(), value.float(), keep, dropout).to(query.dtype)
     lengths = _lengths(query, key, keep) if on_cpu and _can_take(query, key, value, dropped) else None
     if lengths is None or not _is_faster(query, key, lengths, dropped):
         return F.scaled_dot_product_attention(query, key, value, attn_mask=keep, dropout_p=dropout)
