@@ -66,6 +66,12 @@ def test_collate():
     assert batch.values[0].tolist() == [-2, *tokens.bins[:2].tolist()] and batch.values[2].tolist() == [-2, -2, -2]
     assert batch.padding_mask.tolist() == [[False] * 3, [False, False, True], [False, True, True]]
     assert collate(tokens[:1], cls_id=1, pad_id=0, pad_value=-2).padding_mask is None
+    longer = collate(tokens, cls_id=1, pad_id=0, pad_value=-2, multiple=4)
+    for part, whole, rest in zip(longer, batch, (0, -2, True), strict=True):
+        assert whole.shape == (3, 3) and part.shape == (3, 4)
+        assert torch.equal(part[:, :3], whole) and (part[:, 3] == rest).all()
+    alike = collate(tokens, np.array([0, 0]), cls_id=1, pad_id=0, pad_value=-2, multiple=4)
+    assert alike.gene_ids.shape == (2, 3) and alike.padding_mask is None
 
 
 def test_cells_of_one_length_need_no_mask_and_give_the_same(fits, monkeypatch):

@@ -113,19 +113,22 @@ def collate(
     cls_id: int,
     pad_id: int,
     pad_value: int,
+    multiple: int = 1,
     device: torch.device | None = None,
 ) -> Batch:
     """Pad the cells at ``rows`` (all by default) to the longest of them and put ``<cls>`` in front.
 
-    The batch is on the host, in pinned memory if it is for a ``device`` that is a CUDA one.
+    What is padded is as long as a ``multiple``, so that there are few shapes. The batch is on the host, in pinned memory if
+    it is for a ``device`` that is a CUDA one.
     """
     if isinstance(tokens, StoredTokens):
         tokens, rows = (tokens if rows is None else tokens[rows]).load(), None
     rows = np.arange(tokens.n_cells) if rows is None else rows
     shortest, longest = _extremes(tokens.indptr, rows)
-    shape = len(rows), longest + 1
+    is_padded = shortest < longest
+    shape = len(rows), -(-(longest + 1) // multiple) * multiple if is_padded else longest + 1
     gene_ids, values = host_tensor(shape, torch.int64, device), host_tensor(shape, torch.float32, device)
-    padding = host_tensor(shape, torch.bool, device) if shortest < longest else None
+    padding = host_tensor(shape, torch.bool, device) if is_padded else None
     arrays = gene_ids.numpy(), values.numpy(), _NO_PADDING if padding is None else padding.numpy()
     _pad(tokens.indptr, tokens.gene_ids, tokens.bins, rows, cls_id, pad_id, pad_value, *arrays)
     return Batch(gene_ids, values, padding)

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 _CLASSIFY_CELLS = 8192  # at a time
 _STRETCH = 50  # batches that are sorted by length together
+_PLANNED_LENGTHS = 64  # of which padded ones are multiples: attention on a GPU makes a plan for each
 PEFT_BASE = ".base_layer"  # peft moves a layer's own weights here when it wraps it
 
 
@@ -222,7 +223,15 @@ class EncoderStrategy(GradientStrategy):
         pad_value, device = self.encoder.config.pad_value, self._device
         if self._packs(device):
             return collate_packed(tokens, cls_id=source.cls_id, pad_value=pad_value, usual=self._usual, device=device)
-        return collate(tokens, cls_id=source.cls_id, pad_id=source.pad_id, pad_value=pad_value, device=device)
+        planned = device.type == "cuda" and torch.is_autocast_enabled("cuda")
+        return collate(
+            tokens,
+            cls_id=source.cls_id,
+            pad_id=source.pad_id,
+            pad_value=pad_value,
+            multiple=_PLANNED_LENGTHS if planned else 1,
+            device=device,
+        )
 
     def _packs(self, device: torch.device) -> bool:
         """Whether batches need no padding, for which attention makes no plan for each of their shapes on a GPU."""
