@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -110,6 +111,18 @@ def test_the_first_of_each_cell():
     assert first.tolist() == [[0, 1], [4, 5], [6, 7]]
     first.sum().backward()
     assert x.grad[:, 0].tolist() == [1, 0, 1, 1, 0, 0, 0]
+
+
+def test_what_packed_cells_do_not_have(source):
+    block = source.encoder().blocks[0].train()
+    cells = _packed.Packed(torch.tensor([0, 2, 3], dtype=torch.int32), 2, alike=False)
+    x = torch.ones(3, 16)
+    assert block(x, cells).shape == (3, 16)
+    for name, value in (("prefix", torch.nn.Identity()), ("attention_dropout", 0.1)):
+        changed = copy.deepcopy(block)
+        setattr(changed, name, value)
+        with pytest.raises(ValueError, match="no attention dropout and no prefix"):
+            changed(x, cells)
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,8 @@ def attended(
     """Attention of each cell's queries ``[..., d]`` to its own keys, and to those of a ``prefix`` in front of them."""
     asking, keys, values = (part.unflatten(-1, (nheads, -1)) for part in (queries, keys, values))
     if isinstance(cells, Packed):
+        if dropout or prefix is not None:
+            raise ValueError("Cells without padding have no attention dropout and no prefix.")
         # layers with something put in may give another type
         return cells.attend(*(_in_autocast(part) for part in (asking, keys, values))).flatten(-2)
     keep = cells

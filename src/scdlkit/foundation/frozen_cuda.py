@@ -45,7 +45,7 @@ class CUDAEncoder:
     """
 
     def __init__(self, encoder: ScGPTEncoder, dtype: torch.dtype) -> None:
-        self.pad_value, self.row_of = encoder.config.pad_value, encoder.row_of
+        self.pad_value, self.row_of = encoder.config.pad_value, encoder.row_of.clone()
         with torch.inference_mode():
             tables = encoder.input_tables()
             blocks: list[Block] = list(encoder.blocks)  # type: ignore[arg-type]
