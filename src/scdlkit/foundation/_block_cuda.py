@@ -51,11 +51,8 @@ class _Projected(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, n: int, *parameters: Tensor) -> tuple[Tensor, ...]:
         rows = x.flatten(0, -2)
-        weight = torch.cat([part.to(x.dtype) for part in parameters[:n]])
-        if biases := [part.to(x.dtype) for part in parameters[n:]]:
-            out = torch.addmm(torch.cat(biases), rows, weight.t())
-        else:
-            out = rows @ weight.t()
+        weight, biases = _stacked(parameters[:n], x.dtype), parameters[n:]
+        out = torch.addmm(_stacked(biases, x.dtype), rows, weight.t()) if biases else rows @ weight.t()
         ctx.save_for_backward(rows, weight)
         ctx.n, ctx.types = n, [part.dtype for part in parameters]
         return *out.view(*x.shape[:-1], n, -1).unbind(-2), x.view_as(x)
@@ -92,8 +89,7 @@ class _WholeBlock(torch.autograd.Function):
     ) -> Tensor:
         rows, width = x.flatten(0, -2), x.shape[-1]
         has = dict(zip(_PARAMETERS, parameters, strict=True))
-        to_heads, heads_bias = (torch.cat([has[f"{name}.{part}"] for name in "qkv"]) for part in _PARTS)
-        to_heads, heads_bias = to_heads.to(x.dtype), heads_bias.to(x.dtype)
+        to_heads, heads_bias = (_stacked([has[f"{name}.{part}"] for name in "qkv"], x.dtype) for part in _PARTS)
         to_out, to_inner, to_x = (has[f"{name}.weight"].to(x.dtype) for name in ("out", "fc1", "fc2"))
         norm1, norm2 = ((has[f"{name}.weight"], has[f"{name}.bias"], eps) for name in ("norm1", "norm2"))
         seeds = [_seed(p) for _ in range(3)]
@@ -187,6 +183,11 @@ class _ReluDropout(torch.autograd.Function):
         (out,) = ctx.saved_tensors
         of_x, of_bias = loops.relu_dropout_back(_rows(slope), out, ctx.p)
         return of_x.view(slope.shape), of_bias if ctx.needs_input_grad[1] else None, None
+
+
+def _stacked(parts: tuple[Tensor, ...] | list[Tensor], dtype: torch.dtype) -> Tensor:
+    """Weights or biases of layers as those of one."""
+    return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(dtype)
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ def projected(x: Tensor, *layers: nn.Module) -> tuple[Tensor, ...]:
     plain = all(is_plain(layer) for layer in layers)
     if plain and (loops := _loops(x)) is not None:
         return loops.projected(x, [layer.weight for layer in layers], [layer.bias for layer in layers])
-    inputs = _in_autocast(x) if plain else x  # which would otherwise convert it for each layer
+    inputs = in_autocast(x) if plain else x  # which would otherwise convert it for each layer
     return *(layer(inputs) for layer in layers), x
 
 
@@ -50,7 +50,7 @@ def attended(
         if dropout or prefix is not None:
             raise ValueError("Cells without padding have no attention dropout and no prefix.")
         # layers with something put in may give another type
-        return cells.attend(*(_in_autocast(part) for part in (asking, keys, values))).flatten(-2)
+        return cells.attend(*(in_autocast(part) for part in (asking, keys, values))).flatten(-2)
     keep = cells
     asking, keys, values = (part.transpose(1, 2) for part in (asking, keys, values))
     if prefix is not None:
@@ -85,7 +85,7 @@ def hidden(x: Tensor, layer: nn.Module, dropout: Dropout) -> tuple[Tensor, Tenso
     return dropout(F.relu(layer(x))), x
 
 
-def _in_autocast(x: Tensor) -> Tensor:
+def in_autocast(x: Tensor) -> Tensor:
     """``x`` in the type of autocast, where that is on."""
     device = x.device.type
     return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x

@@ -55,9 +55,14 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
+def cpu_has_bf16() -> bool:
+    """Whether the CPU has instructions for bfloat16."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 @cache
 def _warn_of_slow_bf16() -> None:
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if not cpu_has_bf16():
         logger.warning("This CPU has no instructions for bfloat16; precision='fp32' will be faster.")
 
 

@@ -16,7 +16,7 @@ from scdlkit._settings import logger
 from ._adamw import AdamW
 from ._compiled import compile_blocks, release_blocks
 from ._device import autocast_dtype
-from ._overlap import host_tensor, on_host, prepared, to_device
+from ._overlap import host_copy, on_host, prepared, to_device
 from ._preflight import pieces, preflight, token_budget
 from ._processes import join
 from ._random import generator, seeded
@@ -154,9 +154,7 @@ class Fit:
         total = torch.zeros((), device=self.device)
         for part in parts:
             cells = own if len(parts) == 1 else own.subset(part)
-            codes = host_tensor((cells.n_cells,), torch.int64, self.device)
-            codes.numpy()[:] = cells.codes
-            labels = to_device(codes, self.device)
+            labels = to_device(host_copy(np.asarray(cells.codes), torch.int64, self.device), self.device)
             # processes exchange gradients once a step, with the last piece
             last = part is parts[-1]
             with nullcontext() if last else self.accelerator.no_sync(self.wrapped):

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ._device import cpu_has_bf16
+
 _WORTH_IT = 1 << 24  # multiplications; below, the detour through Python takes longer than is won
 
 
@@ -35,8 +37,12 @@ class Linear(nn.Linear):
 
 def is_plain(layer: nn.Module) -> bool:
     """Whether this is a :class:`Linear` that nothing was put into, around or on to, so that its weights say all."""
-    hooked = layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer)
-    return type(layer) is Linear and not hooked
+    return type(layer) is Linear and computes_by_its_class(layer)
+
+
+def computes_by_its_class(module: nn.Module) -> bool:
+    """Whether nothing hooks on to what a module computes or takes its place."""
+    return not (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
 class _Product(torch.autograd.Function):
@@ -60,7 +66,7 @@ class _Product(torch.autograd.Function):
 def has_onednn(dtype: torch.dtype = torch.float32) -> bool:
     """Whether :func:`multiply` is there; for bfloat16 it needs instructions that not every CPU has."""
     there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    return there and (dtype is not torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return there and (dtype is not torch.bfloat16 or cpu_has_bf16())
 
 
 def multiply(x: Tensor, weight: Tensor, bias: Tensor | None, then: str = "none") -> Tensor:

@@ -59,6 +59,13 @@ def host_tensor(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
         return torch.empty(shape, dtype=dtype, pin_memory=True)
 
 
+def host_copy(numbers: np.ndarray, dtype: torch.dtype, device: torch.device | None) -> Tensor:
+    """A copy of ``numbers`` in :func:`host_tensor`."""
+    tensor = host_tensor(numbers.shape, dtype, device)
+    tensor.numpy()[:] = numbers
+    return tensor
+
+
 def to_device(value: Tensor, device: torch.device) -> Tensor:
     """The value there; the host does not wait for a GPU to finish what it has still to do."""
     return value.to(device, non_blocking=device.type == "cuda")

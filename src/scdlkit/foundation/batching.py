@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._overlap import host_tensor, to_device
+from ._overlap import host_copy, host_tensor, to_device
 from ._packed import Packed
 from .stored_tokens import AnyTokens, StoredTokens
 from .tokens import Tokens
@@ -162,19 +162,15 @@ def collate_packed(
     """
     gene_ids, values, starts = pack(tokens, cls_id=cls_id, pad_value=pad_value)
     cells = packed_cells(starts, usual=usual + 1, device=device)
-    return PackedBatch(_on_host(gene_ids, device), _on_host(values, device), cells)
+    ids, bins = (host_copy(part, torch.int32, device) for part in (gene_ids, values))
+    return PackedBatch(ids, bins, cells)
 
 
 def packed_cells(starts: np.ndarray, *, usual: int, device: torch.device | None) -> Packed:
     """Where cells begin and end ``[cells + 1]``; ``usual`` is how many tokens those of many batches have."""
     lengths = np.diff(starts)
-    return Packed(_on_host(starts, device), int(lengths.max(initial=0)), alike=bool((lengths == usual).all()))
-
-
-def _on_host(numbers: np.ndarray, device: torch.device | None) -> Tensor:
-    tensor = host_tensor(numbers.shape, torch.int32, device)
-    tensor.numpy()[:] = numbers
-    return tensor
+    on_host = host_copy(starts, torch.int32, device)
+    return Packed(on_host, int(lengths.max(initial=0)), alike=bool((lengths == usual).all()))
 
 
 @numba.njit(nogil=True, cache=True)

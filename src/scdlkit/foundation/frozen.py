@@ -26,7 +26,7 @@ from . import _frozen_kernels as kernels
 from ._cell_attention import Scratch, as_array, attend_each
 from ._dropout import Dropout
 from ._fused_attention import attend_packed, can_fuse
-from ._linear import Linear
+from ._linear import Linear, computes_by_its_class
 from ._packed_linear import FloatLinear, Int8Linear
 from .batching import pack
 from .model import Block, LayerNorm, ScGPTEncoder, ValueEncoder
@@ -42,10 +42,7 @@ def is_plain(encoder: ScGPTEncoder) -> bool:
     layers = {nn.Linear, Linear, nn.LayerNorm, LayerNorm, nn.Embedding, Dropout}
     plain = {*layers, nn.ModuleList, Block, ValueEncoder, ScGPTEncoder}
     return all(
-        type(module) in plain
-        and not (module._forward_hooks or module._forward_pre_hooks)
-        and "forward" not in vars(module)
-        and getattr(module, "prefix", None) is None
+        type(module) in plain and computes_by_its_class(module) and getattr(module, "prefix", None) is None
         for module in encoder.modules()
     )
 

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ._block_steps import Cells, add_and_norm, attended, hidden, in_one_step, projected
+from ._block_steps import Cells, add_and_norm, attended, hidden, in_autocast, in_one_step, projected
 from ._dropout import Dropout
 from ._linear import Linear
 from ._packed import Packed
@@ -249,23 +249,20 @@ class ScGPTEncoder(nn.Module):
         self,
         gene_ids: Tensor,
         values: Tensor,
-        padding_mask: Tensor | None = None,
+        cells: Tensor | Packed | None = None,
         *,
-        cells: Packed | None = None,
         tables: InputTables | None = None,
     ) -> Tensor:
         """Cell embeddings ``[B, embsize]``: the output at ``<cls>``, not normalised.
 
-        Arguments as in :meth:`forward`, but values are bins or ``pad_value``, nothing between; or ids and values are
-        ``[tokens]`` and ``cells`` says where in them each cell is.
+        Arguments as in :meth:`forward`, ``cells`` being the padding mask, but values are bins or ``pad_value``, nothing
+        between; or ids and values are ``[tokens]`` and ``cells`` says where in them each cell is.
         """
         if tables is not None:
             inputs = self._look_up(tables, gene_ids, values)
         else:  # 53 values instead of one for every token
             inputs = self._embed_genes(gene_ids) + self.value_encoder.look_up(values, self._scale())
-        if cells is not None:
-            return self.encode(inputs, cells, cls_only=True)
-        return self.encode(inputs, keys_to_keep(padding_mask), cls_only=True)[:, 0]
+        return self.encode_cls(inputs, cells)
 
     def embed_inputs(self, gene_ids: Tensor, values: Tensor) -> Tensor:
         """Input of the first block ``[B, L, embsize]``."""
@@ -274,6 +271,12 @@ class ScGPTEncoder(nn.Module):
     def _embed_genes(self, gene_ids: Tensor) -> Tensor:
         embedded: Tensor = self.gene_norm(self.gene_embedding(self.row_of[gene_ids]))
         return embedded
+
+    def encode_cls(self, x: Tensor, cells: Tensor | Packed | None, *, start: int = 0) -> Tensor:
+        """``[B, embsize]`` at ``<cls>``, from what :meth:`encode` takes; ``cells`` as in :meth:`cls`."""
+        if isinstance(cells, Packed):
+            return self.encode(x, cells, cls_only=True, start=start)
+        return self.encode(x, keys_to_keep(cells), cls_only=True, start=start)[:, 0]
 
     def encode(
         self,
@@ -289,8 +292,7 @@ class ScGPTEncoder(nn.Module):
         ``cells`` as in :meth:`Block.forward`. With ``cls_only`` the last block of the encoder answers for ``<cls>`` alone.
         """
         last = len(self.blocks) - 1
-        if self.training and torch.is_autocast_enabled(x.device.type):  # less to keep for the way back
-            x = x.to(torch.get_autocast_dtype(x.device.type))
+        x = in_autocast(x) if self.training else x  # less to keep for the way back
         again = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         for index, block in list(enumerate(self.blocks))[start:stop]:
             run = partial(block, cls_only=cls_only and index == last, again=again)

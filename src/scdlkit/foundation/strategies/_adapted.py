@@ -6,9 +6,8 @@ import copy
 
 from torch import Tensor, nn
 
-from scdlkit.foundation._packed import Packed
 from scdlkit.foundation.batching import Batch, PackedBatch, StateBatch
-from scdlkit.foundation.model import AnnotationHead, ScGPTEncoder, keys_to_keep
+from scdlkit.foundation.model import AnnotationHead, ScGPTEncoder
 
 
 class AdaptedEncoder(nn.Module):
@@ -35,12 +34,7 @@ class AdaptedEncoder(nn.Module):
     def embed(self, batch: Batch | PackedBatch | StateBatch) -> Tensor:
         """Adapted embedding ``[B, embsize]``, from tokens or from what the frozen blocks made of them."""
         if isinstance(batch, StateBatch):
-            states, cells, start = batch.states.float(), batch.cells, self.n_frozen
-            if isinstance(cells, Packed):
-                return self.encoder.encode(states, cells, cls_only=True, start=start)
-            return self.encoder.encode(states, keys_to_keep(cells), cls_only=True, start=start)[:, 0]
-        if isinstance(batch, PackedBatch):
-            return self.encoder.cls(batch.gene_ids, batch.values, cells=batch.cells)
+            return self.encoder.encode_cls(batch.states.float(), batch.cells, start=self.n_frozen)
         return self.encoder.cls(*batch)
 
     def classify(self, embedding: Tensor) -> Tensor:
