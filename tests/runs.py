@@ -69,11 +69,12 @@ def run(folder: Path, *, name: str, adata: ad.AnnData, resume: bool, **options) 
 
 
 def kill(folder: Path, seed: int) -> None:
+    import peft  # noqa: F401  # with the fit below all that a run loads, so that it is killed at work
     import torch
 
     torch.set_num_threads(1)
     adata = cells()
-    runner(strategies=("frozen_probe",), strategy_configs={}, n_repeats=1).fit_compare(adata)  # loads what a run loads
+    runner(strategies=("frozen_probe",), strategy_configs={}, n_repeats=1).fit_compare(adata)
 
     def one(name: str, *, resume: bool) -> int:
         """A run in a process of its own."""

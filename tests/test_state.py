@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -263,7 +264,7 @@ def test_two_processes_give_the_table_of_one(tmp_path):
     first, second = (np.load(tmp_path / f"labels-{rank}.npz", allow_pickle=True) for rank in range(2))
     for name in first:
         np.testing.assert_array_equal(first[name], second[name])
-    subprocess.run([sys.executable, SCRIPT, "alone", str(tmp_path)], check=True, timeout=600, env=ENVIRONMENT)
+    runpy.run_path(SCRIPT)["alone"](tmp_path)
     together, alone = tables(tmp_path, "together"), tables(tmp_path, "alone")
     for name in ("results_.csv", "per_class_.csv"):
         by = ["strategy", "split", "class"] if "per_class" in name else ["strategy"]
