@@ -34,7 +34,7 @@ LAYERS = """
     foundation.lower_states foundation.embedding_cache foundation.disk_cache foundation.known_cells foundation.confounding foundation.plan foundation.folds foundation.splits
     foundation._split_checks foundation._group_splits foundation.strategies
     foundation.inference
-    foundation.weights foundation.frozen_cuda foundation._layer_norm_triton foundation.frozen foundation.model foundation._block_steps foundation._block_cuda foundation._block_triton
+    foundation.weights foundation.frozen_cuda foundation.frozen foundation.model foundation._block_steps foundation._triton foundation._layer_norm_triton foundation._block_cuda foundation._block_triton
     foundation.batching foundation._packed
     foundation._packed_linear foundation._attention foundation._frozen_kernels foundation._fused_attention foundation._cell_attention
     foundation._attention_kernels foundation._lanes foundation._vector_math

@@ -1,4 +1,4 @@
-"""Compiles the GPU's loops for A100 and H100, which needs Triton and no GPU; prints what each kernel takes there.
+"""Compiles the GPU's loops for A100, H100 and smaller GPUs, which needs Triton and no GPU; prints what each kernel takes there.
 
 A process of its own, because a process interprets either all kernels of Triton or none.
 """
@@ -18,8 +18,8 @@ from triton.compiler import ASTSource
 
 POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
 WARP = 32
-# compute capability, half precision and width: scGPT's, and one that is no power of two
-CASES = (80, torch.bfloat16, 512), (90, torch.float16, 512), (90, torch.bfloat16, 96)
+# compute capability, half precision and width: scGPT's, one that is no power of two, and a wide one
+CASES = (80, torch.bfloat16, 512), (90, torch.float16, 512), (90, torch.bfloat16, 96), (86, torch.bfloat16, 4096)
 
 
 class Compiler:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from scdlkit.foundation import _block_steps, _packed
+from scdlkit.foundation import _block_steps, _packed, _triton
 from scdlkit.foundation.model import Block, ScGPTConfig
 
 # of what is outside of masks, where it is interpreted
@@ -119,7 +119,7 @@ def check(found, expected, bits: int = 8):
         torch.testing.assert_close(one.double(), other, rtol=0, atol=4 * float(other.abs().max()) / 2**bits + 1e-12)
 
 
-SHAPES = [(1, 8), (7, 96), (33, 64), (5, 513)]
+SHAPES = [(1, 8), (7, 96), (33, 64), (5, 513), (3, 1030)]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -211,7 +211,7 @@ def pack(x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("how", ["all", "cls_only", "again"])
-@pytest.mark.parametrize("changed", ["", "q", "out", "fc1", "frozen", "biases"])
+@pytest.mark.parametrize("changed", ["", "q", "out", "fc1", "norm1", "frozen", "biases"])
 @pytest.mark.parametrize("layout", ["padded", "packed", "alike"])
 def test_a_block_has_the_gradients_of_pytorch(steps, monkeypatch, fits, layout, changed, how):
     torch.manual_seed(0)
@@ -223,7 +223,7 @@ def test_a_block_has_the_gradients_of_pytorch(steps, monkeypatch, fits, layout, 
     with torch.no_grad():  # no number so near zero that rounding moves it across, which a gradient would show
         block.fc1.weight *= 0.2
         block.fc1.bias[:] = torch.tensor([1.0, -1.0], device=DEVICE).repeat(24)
-    if changed in {"q", "out", "fc1"}:
+    if changed in {"q", "out", "fc1", "norm1"}:
         setattr(block, changed, Wrapped(getattr(block, changed)))
     options = {how: True} if how != "all" else {}
     x = random(3, 9, 32, seed=1, dtype=torch.bfloat16)
@@ -255,8 +255,9 @@ def test_a_block_has_the_gradients_of_pytorch(steps, monkeypatch, fits, layout, 
         with torch.autocast(DEVICE, dtype=torch.bfloat16):
             found.append(gradients(copy.deepcopy(block), x, cells, slope, **options))
         assert bool(used) == own
-    whole = how == "all" and changed not in {"q", "out", "fc1"}
-    assert used.count("whole_block") == whole and used.count("add_and_norm") == (0 if whole else 2)
+    whole = how == "all" and changed not in {"q", "out", "fc1", "norm1"}
+    assert used.count("whole_block") == whole
+    assert used.count("add_and_norm") == (0 if whole else 1 if changed == "norm1" else 2)
     assert used.count("relu_dropout") == (changed != "fc1" and not whole)
     for name, expected in exact.items():
         by_pytorch, by_us = (values[name] for values in found)
@@ -266,6 +267,45 @@ def test_a_block_has_the_gradients_of_pytorch(steps, monkeypatch, fits, layout, 
         assert by_us.shape == expected.shape and by_us.dtype is by_pytorch.dtype, name
         others, error = (float((one.double() - expected).norm() / expected.norm()) for one in (by_pytorch, by_us))
         assert error < max(1.5 * others, 0.01), (name, others, error)
+
+
+@pytest.mark.parametrize("how", ["all", "again"])
+@pytest.mark.parametrize("name", ["norm1", "norm2", "dropout", "fc2"])
+def test_what_hooks_on_to_a_block_is_asked(steps, monkeypatch, name, how):
+    if DEVICE == "cpu":
+        monkeypatch.setattr(_block_steps, "_loops", lambda x: steps)
+    block = Block(ScGPTConfig(10, embsize=32, nheads=2, d_hid=32, nlayers=1, dropout=0.0)).to(DEVICE).train()
+    seen = []
+    getattr(block, name).register_forward_hook(lambda *_: seen.append(name))
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
+        block.compute(random(3, 9, 32, seed=1, dtype=torch.bfloat16), None, again=how == "again")
+    assert len(seen) == (3 if name == "dropout" else 1)
+
+
+def test_without_a_compiler_the_gpu_is_used_without_triton(monkeypatch, caplog):
+    """Triton is there, and fails when it starts the first kernel."""
+    norm = ModuleType("norm")
+    monkeypatch.setitem(sys.modules, "scdlkit.foundation._layer_norm_triton", norm)
+    ones, ran = torch.ones, []
+    monkeypatch.setattr(torch, "ones", lambda *shape, device: ones(*shape))
+    for fails in (True, False):
+
+        def layer_norm_(*_, fails=fails):
+            ran.append(fails)
+            if fails:
+                raise RuntimeError("Failed to find C compiler.")
+
+        norm.layer_norm_ = layer_norm_
+        _triton.works.cache_clear()
+        caplog.clear()
+        assert [_triton.kernels("_layer_norm_triton") for _ in range(2)] == [None if fails else norm] * 2
+        assert caplog.text.count("cannot run (Failed to find C compiler.)") == fails
+    assert ran == [True, False]  # each asked once
+    _triton.works.cache_clear()
+    monkeypatch.setitem(sys.modules, "scdlkit.foundation._layer_norm_triton", None)  # as without Triton
+    caplog.clear()
+    assert _triton.kernels("_layer_norm_triton") is None and not caplog.text
+    _triton.works.cache_clear()
 
 
 def test_the_way_back_may_go_forward_again(steps, monkeypatch):

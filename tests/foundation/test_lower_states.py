@@ -120,6 +120,13 @@ def test_any_cells_in_any_order(kept, index, again):
     assert padded.shape[1] == max(lengths)
     assert (mask is None) == (len(set(lengths)) == 1)
     assert rows[again % len(index)].n_cells == 1
+    longer, covered = rows.after(1, multiple=16)
+    assert longer.shape[1] == (max(lengths) if mask is None else -(-max(lengths) // 16) * 16)
+    assert torch.equal(longer[:, : max(lengths)], padded) and not longer[:, max(lengths) :].any()
+    assert mask is None or covered.sum(1).tolist() == [longer.shape[1] - length for length in lengths]
+    part = rows.load(1)[again % len(index) :]  # is in memory too
+    read, part._states = part.packed(1, usual=1, device=CPU), None
+    assert torch.equal(read.states, torch.cat([whole[cell] for cell in index[again % len(index) :]]))
     together = rows.packed(1, usual=lengths[0], device=CPU)
     assert torch.equal(together.states, torch.cat([whole[cell] for cell in index]))
     assert together.cells.starts.tolist() == [0, *np.cumsum(lengths)]

@@ -83,6 +83,21 @@ def test_interrupted_leaves_the_best_so_far_and_resumes(fits, data, tmp_path):
     np.testing.assert_array_equal(resumed.predict_proba(val), whole.predict_proba(val))
 
 
+def test_what_began_without_scaled_gradients_may_go_on_with_them(fits, data, tmp_path, monkeypatch):
+    """Begun on a GPU in bfloat16, resumed on an older one in float16."""
+    train, val, source = data
+    strategy = fits.build(source, max_epochs=4)
+    with pytest.raises(KeyboardInterrupt):
+        strategy.fit(train, val, n_classes=3, seed=1, device="cpu", trainer=Interrupting(3, state_dir=tmp_path))
+    scaled = []
+    scaler = torch.amp.GradScaler
+    monkeypatch.setattr(
+        torch.amp, "GradScaler", lambda device, enabled: scaled.append(scaler(device, enabled=True)) or scaled[-1]
+    )
+    resumed = fits.fit(*data, Trainer(progress=False, state_dir=tmp_path, resume=True), max_epochs=4)
+    assert scaled[-1].is_enabled() and resumed.history[:2] == strategy.history and len(resumed.history) == 4
+
+
 def test_interrupted_in_the_first_epoch_is_not_fitted(fits, data):
     train, val, source = data
     strategy = fits.build(source)

@@ -87,7 +87,7 @@ class _WholeBlock(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, attend: Callable[..., Tensor], p: float, eps: float, *parameters: Tensor
     ) -> Tensor:
-        rows, width = x.flatten(0, -2), x.shape[-1]
+        rows, width = _rows(x), x.shape[-1]
         has = dict(zip(_PARAMETERS, parameters, strict=True))
         to_heads, heads_bias = (_stacked([has[f"{name}.{part}"] for name in "qkv"], x.dtype) for part in _PARTS)
         to_out, to_inner, to_x = (has[f"{name}.weight"].to(x.dtype) for name in ("out", "fc1", "fc2"))

@@ -6,9 +6,6 @@ step after them.
 
 from __future__ import annotations
 
-import importlib
-from functools import cache
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,8 +14,9 @@ from torch import Tensor, nn
 
 from ._attention import attention
 from ._dropout import Dropout
-from ._linear import Linear, is_plain
+from ._linear import Linear, computes_by_its_class, is_plain
 from ._packed import AMPERE, Packed
+from ._triton import kernels
 
 if TYPE_CHECKING:
     from .model import Block
@@ -64,13 +62,15 @@ def in_one_step(block: Block, x: Tensor, cells: Cells, dropout: float) -> Tensor
     layers = block.q, block.k, block.v, block.out, block.fc1, block.fc2
     if loops is None or block.prefix is not None or not all(is_plain(layer) for layer in layers):
         return None
+    if not (_add_up(block.norm1, block.dropout) and _add_up(block.norm2, block.dropout)):
+        return None
     p = _probability(block.dropout)
     return loops.whole_block(block, x, p, lambda q, k, v: attended(q, k, v, block.nheads, cells, dropout))
 
 
 def add_and_norm(x: Tensor, layer: nn.Module, inputs: Tensor, norm: nn.LayerNorm, dropout: Dropout) -> Tensor:
     """``norm(x + dropout(layer(inputs)))``."""
-    if (loops := _loops(x)) is None:
+    if (loops := _loops(x)) is None or not _add_up(norm, dropout):
         return norm(x + dropout(layer(inputs)))
     if isinstance(layer, Linear) and is_plain(layer):
         return loops.add_and_norm(x, F.linear(inputs, layer.weight), layer.bias, norm, _probability(dropout))
@@ -79,7 +79,7 @@ def add_and_norm(x: Tensor, layer: nn.Module, inputs: Tensor, norm: nn.LayerNorm
 
 def hidden(x: Tensor, layer: nn.Module, dropout: Dropout) -> tuple[Tensor, Tensor]:
     """``dropout(relu(layer(x)))``; and ``x`` itself."""
-    if is_plain(layer) and (loops := _loops(x)) is not None:
+    if is_plain(layer) and computes_by_its_class(dropout) and (loops := _loops(x)) is not None:
         product, x = loops.projected(x, [layer.weight], [])
         return loops.relu_dropout(product, layer.bias, _probability(dropout)), x
     return dropout(F.relu(layer(x))), x
@@ -96,15 +96,12 @@ def _loops(x: Tensor) -> Any:
     if not x.is_cuda or torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return None
     half = torch.is_autocast_enabled("cuda") and x.dtype is torch.get_autocast_dtype("cuda")
-    return _cuda() if half and torch.cuda.get_device_capability(x.device) >= AMPERE else None
+    return kernels("_block_cuda") if half and torch.cuda.get_device_capability(x.device) >= AMPERE else None
 
 
-@cache
-def _cuda() -> ModuleType | None:
-    try:
-        return importlib.import_module("._block_cuda", __package__)
-    except ImportError:  # Triton comes with PyTorch for CUDA on Linux, not everywhere
-        return None
+def _add_up(norm: nn.Module, dropout: nn.Module) -> bool:
+    """Whether dropout, residual and norm can be one step: nothing was put around them or on to them."""
+    return isinstance(norm, nn.LayerNorm) and computes_by_its_class(norm) and computes_by_its_class(dropout)
 
 
 def _probability(dropout: Dropout) -> float:

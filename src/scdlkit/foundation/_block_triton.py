@@ -15,8 +15,9 @@ from torch import Tensor
 _STEPS = 1 << 24  # of a probability
 _ROWS = 4  # of a program at a time
 _PROGRAMS = 2048  # that sum
-_WARPS, _SUMMING_WARPS = 4, 2
+_WARPS, _SUMMING_WARPS, _WIDE_WARPS = 4, 2, 8
 _STAGES = 3  # rows on their way while others are summed
+_WIDE = 1024  # more would not fit where they wait
 
 
 @triton.jit
@@ -236,4 +237,8 @@ def _columns(width: int) -> dict[str, int]:
 
 
 def _summing(width: int) -> dict[str, int]:
-    return {**_columns(width), "STAGES": _STAGES, "num_warps": _SUMMING_WARPS}
+    return {
+        **_columns(width),
+        "STAGES": _STAGES if width <= _WIDE else 1,
+        "num_warps": _SUMMING_WARPS if width <= _WIDE else _WIDE_WARPS,
+    }

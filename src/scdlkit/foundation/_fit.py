@@ -244,7 +244,8 @@ class Fit:
         _set_weights(self.module, saved.weights)
         self.best_weights = {name: value.to(self.device) for name, value in saved.best_weights.items()}
         self.optimizer.load_state_dict(saved.optimizer)
-        self.scaler.load_state_dict(saved.scaler)
+        if saved.scaler:  # empty where the run began on a device that needs none
+            self.scaler.load_state_dict(saved.scaler)
 
 
 def _trained(module: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:

@@ -15,7 +15,7 @@ from ._overlap import to_device
 
 _VARLEN = "torch.nn.attention.varlen"  # of PyTorch since 2.10
 AMPERE = (8, 0)  # the first GPUs that have bfloat16 and flash attention
-_EIGHTS = 8  # the width of a head must be a multiple
+_EIGHTS, _WIDEST_HEAD = 8, 256  # a head's width is a multiple of one and at most the other
 
 
 class Packed(NamedTuple):
@@ -53,6 +53,7 @@ def can_attend(device: torch.device, head_width: int) -> bool:
         and importlib.util.find_spec(_VARLEN) is not None
         and torch.cuda.get_device_capability(device) >= AMPERE
         and head_width % _EIGHTS == 0
+        and head_width <= _WIDEST_HEAD
     )
 
 

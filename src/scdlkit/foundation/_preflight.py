@@ -96,6 +96,8 @@ def preflight(
         Where.
     """
     costs = np.array([int(lengths[rows].max()) * len(rows) for rows in batches])
+    if device.type == "cuda":
+        try_step(batches[int(costs.argmax())])  # the first step also loads libraries and compiles kernels
     with PeakMemory(str(device)) as memory:
         started = time.perf_counter()
         try_step(batches[int(costs.argmax())])

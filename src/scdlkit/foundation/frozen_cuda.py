@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._packed import Packed, can_attend
+from ._triton import kernels
 from .batching import PackedBatch
 from .frozen import is_plain
 from .model import Block, ScGPTEncoder
@@ -93,7 +94,8 @@ class _Norm:
 
     def __init__(self, norm: nn.LayerNorm, further: Tensor, dtype: torch.dtype) -> None:
         weight, bias = norm.weight.detach(), (norm.bias + further).detach()
-        self.run = _triton_norm() if weight.is_cuda else None
+        loops = kernels("_layer_norm_triton") if weight.is_cuda else None
+        self.run: Callable[..., Tensor] | None = None if loops is None else loops.layer_norm_
         if self.run is None:
             weight, bias = weight.to(dtype), bias.to(dtype)
         self.weight, self.bias, self.eps = weight.contiguous(), bias.contiguous(), norm.eps
@@ -102,14 +104,6 @@ class _Norm:
         if self.run is not None:
             return self.run(x, self.weight, self.bias, self.eps)
         return F.layer_norm(x, x.shape[1:], self.weight, self.bias, self.eps)
-
-
-def _triton_norm() -> Callable[[Tensor, Tensor, Tensor, float], Tensor] | None:
-    try:
-        from ._layer_norm_triton import layer_norm_
-    except ImportError:  # Triton comes with PyTorch for CUDA on Linux, not everywhere
-        return None
-    return layer_norm_
 
 
 class _Product:

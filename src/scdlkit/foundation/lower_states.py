@@ -155,7 +155,10 @@ class StateRows:
 
     def __getitem__(self, index: Any) -> StateRows:
         """The cells at ``index``, in that order."""
-        return StateRows(self._states, np.atleast_1d(self._cells[index]))
+        positions = np.atleast_1d(np.arange(self.n_cells)[index])
+        part = StateRows(self._states, self._cells[positions])
+        part._read = {n_blocks: [parts[i] for i in positions] for n_blocks, parts in self._read.items()}
+        return part
 
     def load(self, n_blocks: int) -> StateRows:
         """The same cells, for which no file is read again."""
@@ -167,8 +170,8 @@ class StateRows:
         """Whether the states after so many blocks are there; the first call computes them for all cells."""
         return self._states.after(n_blocks) is not None
 
-    def after(self, n_blocks: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """States as a padded batch.
+    def after(self, n_blocks: int, *, multiple: int = 1) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """States as a batch; what is padded is as long as a ``multiple``.
 
         Returns
         -------
@@ -187,6 +190,7 @@ class StateRows:
         padded = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
         if (lengths == lengths.max()).all():
             return padded, None
+        padded = torch.nn.functional.pad(padded, (0, 0, 0, -padded.shape[1] % multiple))
         return padded, torch.arange(padded.shape[1]) >= torch.from_numpy(lengths)[:, None]
 
     def packed(self, n_blocks: int, *, usual: int, device: torch.device) -> StateBatch:

@@ -102,7 +102,7 @@ class EncoderStrategy(GradientStrategy):
         elif self._packs(device):
             batch = states.packed(self._adapted.n_frozen, usual=self._usual + 1, device=device)
         else:
-            batch = StateBatch(*states.after(self._adapted.n_frozen))
+            batch = StateBatch(*states.after(self._adapted.n_frozen, multiple=self._lengths_are_multiples_of(device)))
         return self.trained_module()(batch.to(device))
 
     def batches(self, cells: CellData, batch_size: int, generator: torch.Generator) -> list[np.ndarray]:
@@ -223,15 +223,19 @@ class EncoderStrategy(GradientStrategy):
         pad_value, device = self.encoder.config.pad_value, self._device
         if self._packs(device):
             return collate_packed(tokens, cls_id=source.cls_id, pad_value=pad_value, usual=self._usual, device=device)
-        planned = device.type == "cuda" and torch.is_autocast_enabled("cuda")
         return collate(
             tokens,
             cls_id=source.cls_id,
             pad_id=source.pad_id,
             pad_value=pad_value,
-            multiple=_PLANNED_LENGTHS if planned else 1,
+            multiple=self._lengths_are_multiples_of(device),
             device=device,
         )
+
+    @staticmethod
+    def _lengths_are_multiples_of(device: torch.device) -> int:
+        """Of which number padded batches have to be as long."""
+        return _PLANNED_LENGTHS if device.type == "cuda" and torch.is_autocast_enabled("cuda") else 1
 
     def _packs(self, device: torch.device) -> bool:
         """Whether batches need no padding, for which attention makes no plan for each of their shapes on a GPU."""
