@@ -270,16 +270,37 @@ def test_a_block_has_the_gradients_of_pytorch(steps, monkeypatch, fits, layout, 
 
 
 @pytest.mark.parametrize("how", ["all", "again"])
-@pytest.mark.parametrize("name", ["norm1", "norm2", "dropout", "fc2"])
-def test_what_hooks_on_to_a_block_is_asked(steps, monkeypatch, name, how):
+@pytest.mark.parametrize("hook", ["register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"])
+@pytest.mark.parametrize("name", ["norm1", "norm2", "dropout", "q", "fc2"])
+def test_what_hooks_on_to_a_block_is_asked(steps, monkeypatch, name, hook, how):
     if DEVICE == "cpu":
         monkeypatch.setattr(_block_steps, "_loops", lambda x: steps)
     block = Block(ScGPTConfig(10, embsize=32, nheads=2, d_hid=32, nlayers=1, dropout=0.0)).to(DEVICE).train()
     seen = []
-    getattr(block, name).register_forward_hook(lambda *_: seen.append(name))
+    getattr(getattr(block, name), hook)(lambda *_: seen.append(name))
+    x = random(3, 9, 32, seed=1, dtype=torch.bfloat16).requires_grad_()
     with torch.autocast(DEVICE, dtype=torch.bfloat16):
-        block.compute(random(3, 9, 32, seed=1, dtype=torch.bfloat16), None, again=how == "again")
+        block.compute(x, None, again=how == "again").sum().backward()
     assert len(seen) == (3 if name == "dropout" else 1)
+
+
+@pytest.mark.parametrize("put", ["dropout", "norm1"])
+def test_what_takes_the_place_of_a_layer_is_asked(steps, monkeypatch, put):
+    """A module of another class, though it has the same attributes."""
+    if DEVICE == "cpu":
+        monkeypatch.setattr(_block_steps, "_loops", lambda x: steps)
+    block = Block(ScGPTConfig(10, embsize=32, nheads=2, d_hid=32, nlayers=1, dropout=0.0)).to(DEVICE).train()
+    seen = []
+
+    class Other(type(getattr(block, put))):
+        def forward(self, x):
+            seen.append(put)
+            return super().forward(x)
+
+    getattr(block, put).__class__ = Other
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
+        block.compute(random(3, 9, 32, seed=1, dtype=torch.bfloat16), None)
+    assert len(seen) == (3 if put == "dropout" else 1)
 
 
 def test_without_a_compiler_the_gpu_is_used_without_triton(monkeypatch, caplog):
@@ -287,7 +308,10 @@ def test_without_a_compiler_the_gpu_is_used_without_triton(monkeypatch, caplog):
     norm = ModuleType("norm")
     monkeypatch.setitem(sys.modules, "scdlkit.foundation._layer_norm_triton", norm)
     ones, ran = torch.ones, []
-    monkeypatch.setattr(torch, "ones", lambda *shape, device: ones(*shape))
+    second = torch.device("cuda", 1)
+    monkeypatch.setattr(
+        torch, "ones", lambda *shape, device: ones(*shape) if device == second else pytest.fail("elsewhere")
+    )
     for fails in (True, False):
 
         def layer_norm_(*_, fails=fails):
@@ -298,13 +322,13 @@ def test_without_a_compiler_the_gpu_is_used_without_triton(monkeypatch, caplog):
         norm.layer_norm_ = layer_norm_
         _triton.works.cache_clear()
         caplog.clear()
-        assert [_triton.kernels("_layer_norm_triton") for _ in range(2)] == [None if fails else norm] * 2
+        assert [_triton.kernels("_layer_norm_triton", second) for _ in range(2)] == [None if fails else norm] * 2
         assert caplog.text.count("cannot run (Failed to find C compiler.)") == fails
     assert ran == [True, False]  # each asked once
     _triton.works.cache_clear()
     monkeypatch.setitem(sys.modules, "scdlkit.foundation._layer_norm_triton", None)  # as without Triton
     caplog.clear()
-    assert _triton.kernels("_layer_norm_triton") is None and not caplog.text
+    assert _triton.kernels("_layer_norm_triton", second) is None and not caplog.text
     _triton.works.cache_clear()
 
 

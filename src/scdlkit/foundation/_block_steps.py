@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ._attention import attention
 from ._dropout import Dropout
+from ._layer_norm import LayerNorm
 from ._linear import Linear, computes_by_its_class, is_plain
 from ._packed import AMPERE, Packed
 from ._triton import kernels
@@ -79,7 +80,7 @@ def add_and_norm(x: Tensor, layer: nn.Module, inputs: Tensor, norm: nn.LayerNorm
 
 def hidden(x: Tensor, layer: nn.Module, dropout: Dropout) -> tuple[Tensor, Tensor]:
     """``dropout(relu(layer(x)))``; and ``x`` itself."""
-    if is_plain(layer) and computes_by_its_class(dropout) and (loops := _loops(x)) is not None:
+    if is_plain(layer) and _drops_elements(dropout) and (loops := _loops(x)) is not None:
         product, x = loops.projected(x, [layer.weight], [])
         return loops.relu_dropout(product, layer.bias, _probability(dropout)), x
     return dropout(F.relu(layer(x))), x
@@ -96,12 +97,17 @@ def _loops(x: Tensor) -> Any:
     if not x.is_cuda or torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return None
     half = torch.is_autocast_enabled("cuda") and x.dtype is torch.get_autocast_dtype("cuda")
-    return kernels("_block_cuda") if half and torch.cuda.get_device_capability(x.device) >= AMPERE else None
+    return kernels("_block_cuda", x.device) if half and torch.cuda.get_device_capability(x.device) >= AMPERE else None
 
 
 def _add_up(norm: nn.Module, dropout: nn.Module) -> bool:
-    """Whether dropout, residual and norm can be one step: nothing was put around them or on to them."""
-    return isinstance(norm, nn.LayerNorm) and computes_by_its_class(norm) and computes_by_its_class(dropout)
+    """Whether dropout, residual and norm can be one step."""
+    return type(norm) is LayerNorm and computes_by_its_class(norm) and _drops_elements(dropout)
+
+
+def _drops_elements(dropout: nn.Module) -> bool:
+    """Whether this is a :class:`Dropout` that nothing was put around or on to."""
+    return type(dropout) is Dropout and computes_by_its_class(dropout)
 
 
 def _probability(dropout: Dropout) -> float:

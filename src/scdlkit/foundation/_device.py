@@ -45,7 +45,7 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
         If the device does not have the precision.
     """
     cuda = device.type == "cuda"
-    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False) if cuda else device.type == "cpu"
+    has_bf16 = _gpu_has_bf16(device) if cuda else device.type == "cpu"
     if precision == "auto":
         precision = "fp32" if not cuda else "bf16" if has_bf16 else "fp16"
     if (precision == "bf16" and not has_bf16) or (precision == "fp16" and not cuda):
@@ -53,6 +53,11 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     if precision == "bf16" and not cuda:
         _warn_of_slow_bf16()
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def _gpu_has_bf16(device: torch.device) -> bool:
+    with torch.cuda.device(device):  # PyTorch asks the current one
+        return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def cpu_has_bf16() -> bool:

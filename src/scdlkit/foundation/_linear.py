@@ -42,7 +42,8 @@ def is_plain(layer: nn.Module) -> bool:
 
 def computes_by_its_class(module: nn.Module) -> bool:
     """Whether nothing hooks on to what a module computes or takes its place."""
-    return not (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    return not (any(hooks) or "forward" in vars(module))
 
 
 class _Product(torch.autograd.Function):

@@ -11,21 +11,23 @@ import torch
 from scdlkit._settings import logger
 
 
-def kernels(name: str) -> ModuleType | None:
+def kernels(name: str, device: torch.device) -> ModuleType | None:
     """A module of this package that is made of Triton's kernels, or None where they can't run."""
-    return importlib.import_module(f".{name}", __package__) if works() else None
+    return importlib.import_module(f".{name}", __package__) if works(device) else None
 
 
 @cache
-def works() -> bool:
-    """Whether a kernel ran on the CUDA device, once; a warning is logged where Triton is there and it did not."""
+def works(device: torch.device) -> bool:
+    """Whether a kernel ran on this CUDA device, once; a warning is logged where Triton is there and it did not."""
     try:
         from ._layer_norm_triton import layer_norm_
     except ImportError:
         return False
     try:
-        one = torch.ones(1, 16, device="cuda")
+        one = torch.ones(1, 16, device=device)
         layer_norm_(one, one[0], one[0], 1e-5)
+    except torch.cuda.OutOfMemoryError:  # which says nothing of Triton
+        raise
     except Exception as error:  # noqa: BLE001 - it may be that of a compiler, a linker or a driver
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         logger.warning(

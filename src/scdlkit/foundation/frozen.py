@@ -26,10 +26,11 @@ from . import _frozen_kernels as kernels
 from ._cell_attention import Scratch, as_array, attend_each
 from ._dropout import Dropout
 from ._fused_attention import attend_packed, can_fuse
+from ._layer_norm import LayerNorm
 from ._linear import Linear, computes_by_its_class
 from ._packed_linear import FloatLinear, Int8Linear
 from .batching import pack
-from .model import Block, LayerNorm, ScGPTEncoder, ValueEncoder
+from .model import Block, ScGPTEncoder, ValueEncoder
 from .tokens import Tokens
 
 CPUPrecision = Literal["fp32", "bf16", "int8"]

@@ -94,7 +94,7 @@ class _Norm:
 
     def __init__(self, norm: nn.LayerNorm, further: Tensor, dtype: torch.dtype) -> None:
         weight, bias = norm.weight.detach(), (norm.bias + further).detach()
-        loops = kernels("_layer_norm_triton") if weight.is_cuda else None
+        loops = kernels("_layer_norm_triton", weight.device) if weight.is_cuda else None
         self.run: Callable[..., Tensor] | None = None if loops is None else loops.layer_norm_
         if self.run is None:
             weight, bias = weight.to(dtype), bias.to(dtype)

@@ -29,6 +29,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ._block_steps import Cells, add_and_norm, attended, hidden, in_autocast, in_one_step, projected
 from ._dropout import Dropout
+from ._layer_norm import LayerNorm
 from ._linear import Linear
 from ._packed import Packed
 
@@ -107,17 +108,6 @@ class InputTables(NamedTuple):
 
     genes: Tensor  # [rows, embsize]
     values: Tensor  # [values from pad_value to n_bins - 1, embsize]
-
-
-class LayerNorm(nn.LayerNorm):
-    """:class:`torch.nn.LayerNorm`, but autocast does not turn half precision into float32 here: sums are float32 anyway."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[..., width]``, normalised, in the type of ``x``."""
-        if x.dtype is self.weight.dtype:
-            return super().forward(x)
-        with torch.autocast(x.device.type, enabled=False):
-            return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
 
 
 class ValueEncoder(nn.Module):
