@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from scdlkit.foundation._fit import Fit
 from scdlkit.foundation.batching import collate
 from scdlkit.foundation.frozen_cuda import can_run_packed
 from scdlkit.foundation.inference import embed_tokens
+from scdlkit.foundation.lower_states import LowerStates
 from scdlkit.foundation.strategies import (
     AdapterConfig,
     BitFitConfig,
@@ -74,10 +77,10 @@ def test_training_gives_what_the_cpu_gives(data, fits, kind, compiled):
         np.testing.assert_allclose(one, other, atol=5e-3)
 
 
-def gradients(kind, cells: CellData, source, device: str, precision: str, checkpointing: bool):
+def gradients(kind, cells: CellData, source, device: str, precision: str, checkpointing: bool = False, **options):
     """Mean loss of the first cells, and its gradients."""
     training = TrainingConfig(precision=precision, gradient_checkpointing=checkpointing)
-    strategy = get_strategy(kind.strategy)(kind(training=training))
+    strategy = get_strategy(kind.strategy)(kind(training=training, **options))
     strategy.source, strategy._rows = source, cells.tokens.genes()
     strategy.build(cells, n_classes=3, seed=1)
     fit = Fit(strategy, cells, class_weights=np.ones(3, np.float32), seed=1, device=torch.device(device))
@@ -94,13 +97,28 @@ KINDS = [FullFinetuneConfig, LoRAConfig, AdapterConfig, IA3Config, BitFitConfig,
 def test_gradients_in_half_precision(data, kind):
     """As near to those in single precision as a CPU's are."""
     train, _, source = data
-    _, exact = gradients(kind, train, source, "cpu", "fp32", False)
+    _, exact = gradients(kind, train, source, "cpu", "fp32")
     errors = []
     for device, checkpointing in (("cpu", False), ("cuda", False), ("cuda", True)):
         _, half = gradients(kind, train, source, device, "bf16", checkpointing)
         assert exact.keys() == half.keys()
         errors.append(float(torch.sqrt(sum((half[name] - exact[name]).square().sum() for name in exact))))
     assert 0 < max(errors[1:]) < 2.5 * errors[0]
+
+
+@pytest.mark.parametrize("kind", [LoRAConfig, PrefixTuningConfig])
+def test_gradients_from_kept_states(data, kind, tmp_path):
+    """Of cells without padding, and for prefixes with it, where they were computed."""
+    train, _, source = data
+    wanted = {"kind": kind, "source": source, "layers": "last:1"}
+    _, exact = gradients(cells=train, device="cpu", precision="fp32", **wanted)
+    errors = []
+    for device in ("cpu", "cuda"):
+        states = LowerStates(train.tokens, source, torch.device(device), tmp_path)
+        _, half = gradients(cells=replace(train, states=states.rows), device=device, precision="bf16", **wanted)
+        assert exact.keys() == half.keys()
+        errors.append(float(torch.sqrt(sum((half[name] - exact[name]).square().sum() for name in exact))))
+    assert 0 < errors[1] < 2.5 * errors[0]
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # PyTorch's reasons against every other kernel
