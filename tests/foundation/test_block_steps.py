@@ -312,6 +312,12 @@ def test_without_a_compiler_the_gpu_is_used_without_triton(monkeypatch, caplog):
     monkeypatch.setattr(
         torch, "ones", lambda *shape, device: ones(*shape) if device == second else pytest.fail("elsewhere")
     )
+
+    def forget() -> None:
+        _triton.kernels.cache_clear()
+        _triton.works.cache_clear()
+        caplog.clear()
+
     for fails in (True, False):
 
         def layer_norm_(*_, fails=fails):
@@ -320,16 +326,14 @@ def test_without_a_compiler_the_gpu_is_used_without_triton(monkeypatch, caplog):
                 raise RuntimeError("Failed to find C compiler.")
 
         norm.layer_norm_ = layer_norm_
-        _triton.works.cache_clear()
-        caplog.clear()
+        forget()
         assert [_triton.kernels("_layer_norm_triton", second) for _ in range(2)] == [None if fails else norm] * 2
         assert caplog.text.count("cannot run (Failed to find C compiler.)") == fails
     assert ran == [True, False]  # each asked once
-    _triton.works.cache_clear()
+    forget()
     monkeypatch.setitem(sys.modules, "scdlkit.foundation._layer_norm_triton", None)  # as without Triton
-    caplog.clear()
     assert _triton.kernels("_layer_norm_triton", second) is None and not caplog.text
-    _triton.works.cache_clear()
+    forget()
 
 
 def test_the_way_back_may_go_forward_again(steps, monkeypatch):

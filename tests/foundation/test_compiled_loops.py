@@ -11,11 +11,8 @@ from pathlib import Path
 
 import pytest
 
-SHARED = {
-    80: 163 * 1024,
-    86: 99 * 1024,
-    90: 227 * 1024,
-}  # bytes of a block (CUDA C++ Programming Guide, compute capabilities)
+# bytes of shared memory that a block may have, by compute capability (CUDA C++ Programming Guide)
+SHARED = {80: 163 * 1024, 86: 99 * 1024, 90: 227 * 1024}
 
 
 def test_loops_compile(tmp_path):

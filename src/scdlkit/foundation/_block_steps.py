@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ._attention import attention
 from ._dropout import Dropout
 from ._layer_norm import LayerNorm
-from ._linear import Linear, computes_by_its_class, is_plain
+from ._linear import Linear, is_plain
 from ._packed import AMPERE, Packed
 from ._triton import kernels
 
@@ -63,7 +63,7 @@ def in_one_step(block: Block, x: Tensor, cells: Cells, dropout: float) -> Tensor
     layers = block.q, block.k, block.v, block.out, block.fc1, block.fc2
     if loops is None or block.prefix is not None or not all(is_plain(layer) for layer in layers):
         return None
-    if not (_add_up(block.norm1, block.dropout) and _add_up(block.norm2, block.dropout)):
+    if not (is_plain(block.dropout, Dropout) and all(is_plain(norm, LayerNorm) for norm in (block.norm1, block.norm2))):
         return None
     p = _probability(block.dropout)
     return loops.whole_block(block, x, p, lambda q, k, v: attended(q, k, v, block.nheads, cells, dropout))
@@ -71,7 +71,7 @@ def in_one_step(block: Block, x: Tensor, cells: Cells, dropout: float) -> Tensor
 
 def add_and_norm(x: Tensor, layer: nn.Module, inputs: Tensor, norm: nn.LayerNorm, dropout: Dropout) -> Tensor:
     """``norm(x + dropout(layer(inputs)))``."""
-    if (loops := _loops(x)) is None or not _add_up(norm, dropout):
+    if (loops := _loops(x)) is None or not (is_plain(norm, LayerNorm) and is_plain(dropout, Dropout)):
         return norm(x + dropout(layer(inputs)))
     if isinstance(layer, Linear) and is_plain(layer):
         return loops.add_and_norm(x, F.linear(inputs, layer.weight), layer.bias, norm, _probability(dropout))
@@ -80,7 +80,7 @@ def add_and_norm(x: Tensor, layer: nn.Module, inputs: Tensor, norm: nn.LayerNorm
 
 def hidden(x: Tensor, layer: nn.Module, dropout: Dropout) -> tuple[Tensor, Tensor]:
     """``dropout(relu(layer(x)))``; and ``x`` itself."""
-    if is_plain(layer) and _drops_elements(dropout) and (loops := _loops(x)) is not None:
+    if is_plain(layer) and is_plain(dropout, Dropout) and (loops := _loops(x)) is not None:
         product, x = loops.projected(x, [layer.weight], [])
         return loops.relu_dropout(product, layer.bias, _probability(dropout)), x
     return dropout(F.relu(layer(x))), x
@@ -98,16 +98,6 @@ def _loops(x: Tensor) -> Any:
         return None
     half = torch.is_autocast_enabled("cuda") and x.dtype is torch.get_autocast_dtype("cuda")
     return kernels("_block_cuda", x.device) if half and torch.cuda.get_device_capability(x.device) >= AMPERE else None
-
-
-def _add_up(norm: nn.Module, dropout: nn.Module) -> bool:
-    """Whether dropout, residual and norm can be one step."""
-    return type(norm) is LayerNorm and computes_by_its_class(norm) and _drops_elements(dropout)
-
-
-def _drops_elements(dropout: nn.Module) -> bool:
-    """Whether this is a :class:`Dropout` that nothing was put around or on to."""
-    return type(dropout) is Dropout and computes_by_its_class(dropout)
 
 
 def _probability(dropout: Dropout) -> float:

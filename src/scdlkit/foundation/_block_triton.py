@@ -237,8 +237,5 @@ def _columns(width: int) -> dict[str, int]:
 
 
 def _summing(width: int) -> dict[str, int]:
-    return {
-        **_columns(width),
-        "STAGES": _STAGES if width <= _WIDE else 1,
-        "num_warps": _SUMMING_WARPS if width <= _WIDE else _WIDE_WARPS,
-    }
+    stages, warps = (_STAGES, _SUMMING_WARPS) if width <= _WIDE else (1, _WIDE_WARPS)
+    return {**_columns(width), "STAGES": stages, "num_warps": warps}

@@ -35,9 +35,9 @@ class Linear(nn.Linear):
         )
 
 
-def is_plain(layer: nn.Module) -> bool:
-    """Whether this is a :class:`Linear` that nothing was put into, around or on to, so that its weights say all."""
-    return type(layer) is Linear and computes_by_its_class(layer)
+def is_plain(layer: nn.Module, kind: type[nn.Module] = Linear) -> bool:
+    """Whether nothing was put into, around or on to a layer of this kind, so that its weights and numbers say all."""
+    return type(layer) is kind and computes_by_its_class(layer)
 
 
 def computes_by_its_class(module: nn.Module) -> bool:

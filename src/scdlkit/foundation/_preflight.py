@@ -96,11 +96,12 @@ def preflight(
         Where.
     """
     costs = np.array([int(lengths[rows].max()) * len(rows) for rows in batches])
+    hardest = batches[int(costs.argmax())]
     if device.type == "cuda":
-        try_step(batches[int(costs.argmax())])  # the first step also loads libraries and compiles kernels
+        try_step(hardest)  # the first step also loads libraries and compiles kernels
     with PeakMemory(str(device)) as memory:
         started = time.perf_counter()
-        try_step(batches[int(costs.argmax())])
+        try_step(hardest)
         seconds = time.perf_counter() - started
     moments = 4 * _ADAM_TENSORS * n_trainable / 1024**2
     found = Estimate(seconds, seconds * float(costs.sum() / costs.max()), memory.mb + moments)

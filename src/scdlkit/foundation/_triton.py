@@ -11,6 +11,7 @@ import torch
 from scdlkit._settings import logger
 
 
+@cache
 def kernels(name: str, device: torch.device) -> ModuleType | None:
     """A module of this package that is made of Triton's kernels, or None where they can't run."""
     return importlib.import_module(f".{name}", __package__) if works(device) else None
