@@ -30,7 +30,7 @@ LAYERS = """
     foundation.bundle foundation.export foundation.label_efficiency foundation.repeated foundation._summary foundation.comparison
     foundation.recommendation foundation.intervals foundation.metrics foundation.calibration
     foundation._one_fit foundation._run_state
-    foundation.training foundation._fit foundation._adamw foundation._compiled foundation._training_state foundation._preflight
+    foundation.training foundation._fit foundation._graphs foundation._adamw foundation._compiled foundation._training_state foundation._preflight
     foundation.lower_states foundation.embedding_cache foundation.disk_cache foundation.known_cells foundation.confounding foundation.plan foundation.folds foundation.splits
     foundation._split_checks foundation._group_splits foundation.strategies
     foundation.inference

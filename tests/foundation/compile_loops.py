@@ -16,7 +16,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
+POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.int32: "*i32"}
 WARP = 32
 # compute capability, half precision and width: scGPT's, one that is no power of two, and a wide one
 CASES = (80, torch.bfloat16, 512), (90, torch.float16, 512), (90, torch.bfloat16, 96), (86, torch.bfloat16, 4096)
@@ -58,11 +58,11 @@ class Compiler:
 
 def call(dtype: torch.dtype, width: int) -> None:
     """Every loop once."""
-    x, one = torch.zeros(64, width, dtype=dtype), torch.ones(width)
-    loops.add_and_norm(x, x, one, one, one, 1e-5, 3, 0.1)
-    loops.add_and_norm(x, x, None, one, one, 1e-5, 3, 0.1)
-    loops.add_and_norm_back(x, x, one, 1e-5, 3, 0.1)
-    loops.relu_dropout(x, one, 3, 0.1)
+    x, one, seed = torch.zeros(64, width, dtype=dtype), torch.ones(width), torch.ones((), dtype=torch.int32)
+    loops.add_and_norm(x, x, one, one, one, 1e-5, seed, 0.1)
+    loops.add_and_norm(x, x, None, one, one, 1e-5, seed, 0.1)
+    loops.add_and_norm_back(x, x, one, 1e-5, seed, 0.1)
+    loops.relu_dropout(x, one, seed, 0.1)
     loops.relu_dropout_back(x, x, 0.1)
     loops.side_by_side([x, x, x])
     layer_norm.layer_norm_(x, one, one, 1e-5)

@@ -24,7 +24,7 @@ from scdlkit.foundation.model import Block, ScGPTConfig
 # of what is outside of masks, where it is interpreted
 pytestmark = pytest.mark.filterwarnings("ignore:(invalid|overflow|divide):RuntimeWarning")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-SEED = 1_234_567_891
+SEED = torch.tensor(1_234_567_891, dtype=torch.int32, device=DEVICE)
 LOOPS, STEPS = (f"scdlkit.foundation.{name}" for name in ("_block_triton", "_block_cuda"))
 
 
@@ -95,7 +95,7 @@ def random(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
 
 
-def stays(n_rows: int, width: int, seed: int, p: float) -> Tensor:
+def stays(n_rows: int, width: int, seed: Tensor, p: float) -> Tensor:
     """What dropout leaves, by a hash of row and column."""
 
     def mix(x: np.ndarray) -> np.ndarray:
@@ -103,13 +103,13 @@ def stays(n_rows: int, width: int, seed: int, p: float) -> Tensor:
             x = ((x ^ (x >> shift)) * factor) & 0xFFFFFFFF
         return x ^ (x >> 16)
 
-    keys = mix((np.arange(n_rows, dtype=np.uint64) + mix(np.array(seed, np.uint64))) & 0xFFFFFFFF)
+    keys = mix((np.arange(n_rows, dtype=np.uint64) + mix(np.array(int(seed), np.uint64))) & 0xFFFFFFFF)
     kept = mix(keys[:, None] ^ np.arange(width, dtype=np.uint64)) >> 8 >= round(p * 2**24)
     return torch.from_numpy(kept).to(DEVICE)
 
 
-def dropped(x: Tensor, p: float, seed: int = SEED) -> Tensor:
-    return torch.where(stays(*x.shape, seed, p), x / (1 - p), 0.0)
+def dropped(x: Tensor, p: float, seed: Tensor | None = SEED) -> Tensor:
+    return x if seed is None else torch.where(stays(*x.shape, seed, p), x / (1 - p), 0.0)
 
 
 def check(found, expected, bits: int = 8):

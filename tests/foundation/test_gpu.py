@@ -10,6 +10,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scdlkit.foundation._fit import Fit
+from scdlkit.foundation._random import seeded
 from scdlkit.foundation.batching import collate
 from scdlkit.foundation.frozen_cuda import can_run_packed
 from scdlkit.foundation.inference import embed_tokens
@@ -119,6 +120,69 @@ def test_gradients_from_kept_states(data, kind, tmp_path):
         assert exact.keys() == half.keys()
         errors.append(float(torch.sqrt(sum((half[name] - exact[name]).square().sum() for name in exact))))
     assert 0 < errors[1] < 2.5 * errors[0]
+
+
+def fit_in_half(kind, train: CellData, source, *, cuda_graphs: bool) -> Fit:
+    """Before its first step."""
+    config = TrainingConfig(precision="bf16", cuda_graphs=cuda_graphs, batch_size=16)
+    options = {"dropout": 0.0} if kind is LoRAConfig else {}
+    strategy = get_strategy(kind.strategy)(kind(training=config, **options))
+    strategy.source, strategy._rows = source, train.tokens.genes()
+    strategy.build(train, n_classes=3, seed=1)
+    return Fit(strategy, train, class_weights=np.ones(3, np.float32), seed=1, device=torch.device("cuda"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_recorded_steps_have_the_same_gradients(data, kind):
+    """For cells of different length and of one, over and over, and for fewer cells after many."""
+    train, _, source = data
+    lengths = train.tokens.lengths
+    alike = np.flatnonzero(lengths == lengths.max())[:8]
+    steps = [*(np.arange(start, start + 16) for start in range(0, 96, 16)), alike, np.arange(7)] * 3
+    plain, recorded = (fit_in_half(kind, train, source, cuda_graphs=graphs) for graphs in (False, True))
+    for fit in (plain, recorded):
+        fit.module.train()
+    for rows in steps:
+        losses, found = [], []
+        for fit in (plain, recorded):
+            losses.append(float(fit.gradients(rows)))
+            found.append([value.grad.double() for value in fit.module.parameters() if value.requires_grad])
+        assert losses[0] == pytest.approx(losses[1], rel=0.01)
+        size = torch.sqrt(sum(one.square().sum() for one in found[0]))
+        error = torch.sqrt(sum((one - other).square().sum() for one, other in zip(*found, strict=True)))
+        assert error < 0.02 * size
+    assert recorded.recorder.holds_memory and plain.recorder is None
+
+
+def test_recorded_steps_draw_dropout_anew(data, fits):
+    """As many numbers as steps do that are not recorded, so cells of one length lose the same by it."""
+    train, _, _ = data
+    source = fits.Source(dropout=0.3)
+    lengths = train.tokens.lengths
+    alike = np.flatnonzero(lengths == lengths.max())[:8]
+    losses = []
+    for graphs in (False, True):
+        fit = fit_in_half(FullFinetuneConfig, train, source, cuda_graphs=graphs)
+        fit.module.train()
+        with seeded(3, device=fit.device):
+            losses.append([float(fit.gradients(alike)) for _ in range(5)])
+    assert losses[0] == pytest.approx(losses[1], rel=0.01)
+    assert len({round(loss, 4) for loss in losses[1]}) == 5
+
+
+@pytest.mark.parametrize("kind", [FullFinetuneConfig, LoRAConfig])
+def test_recorded_fits_learn_the_same(data, kind, caplog):
+    train, val, source = data
+    found = []
+    for graphs in (False, True):
+        training = TrainingConfig(batch_size=16, max_epochs=5, learning_rate=1e-3, cuda_graphs=graphs)
+        strategy = get_strategy(kind.strategy)(kind(training=training))
+        strategy.source = source
+        with caplog.at_level("DEBUG", "scdlkit"):
+            strategy.fit(train, val, n_classes=3, seed=1, device="cuda", trainer=Trainer(progress=False))
+        found.append(strategy.predict_proba(val))
+    assert "not recorded" not in caplog.text
+    assert np.abs(found[0] - found[1]).max() < 0.1
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # PyTorch's reasons against every other kernel

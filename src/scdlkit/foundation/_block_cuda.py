@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import _block_triton as loops
+from ._random import default_generator
 
 if TYPE_CHECKING:
     from .model import Block
@@ -92,7 +93,7 @@ class _WholeBlock(torch.autograd.Function):
         to_heads, heads_bias = (_stacked([has[f"{name}.{part}"] for name in "qkv"], x.dtype) for part in _PARTS)
         to_out, to_inner, to_x = (has[f"{name}.weight"].to(x.dtype) for name in ("out", "fc1", "fc2"))
         norm1, norm2 = ((has[f"{name}.weight"], has[f"{name}.bias"], eps) for name in ("norm1", "norm2"))
-        seeds = [_seed(p) for _ in range(3)]
+        seeds = _seeds(3, p, x.device)
         heads = torch.addmm(heads_bias, rows, to_heads.t()).view(*x.shape[:-1], 3, width)
         with torch.enable_grad():  # PyTorch knows the way back of attention
             asked = [part.detach().requires_grad_() for part in heads.unbind(-2)]
@@ -153,7 +154,7 @@ class _AddAndNorm(torch.autograd.Function):
         eps: float,
         p: float,
     ) -> Tensor:
-        ctx.eps, ctx.p, ctx.seed = eps, p, _seed(p)
+        ctx.eps, ctx.p, (ctx.seed,) = eps, p, _seeds(1, p, x.device)
         out, total = loops.add_and_norm(_rows(x), _rows(branch), branch_bias, weight, bias, eps, ctx.seed, p)
         ctx.save_for_backward(total, weight)
         return out.view(x.shape)
@@ -172,7 +173,8 @@ class _AddAndNorm(torch.autograd.Function):
 class _ReluDropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor, p: float) -> Tensor:
-        out = loops.relu_dropout(_rows(x), bias, _seed(p), p)
+        (seed,) = _seeds(1, p, x.device)
+        out = loops.relu_dropout(_rows(x), bias, seed, p)
         ctx.save_for_backward(out)
         ctx.p = p
         return out.view(x.shape)
@@ -195,6 +197,8 @@ def _rows(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1]).contiguous()
 
 
-def _seed(p: float) -> int:
-    """From the generator of all dropout on the host, which the training loop seeds."""
-    return int(torch.randint(1 << 31, (), generator=torch.default_generator)) if p else 0
+def _seeds(n: int, p: float, device: torch.device) -> tuple[Tensor | None, ...]:
+    """From the generator of all dropout on the device, where they stay: a step that is recorded draws others each time."""
+    if not p:
+        return (None,) * n
+    return torch.randint(1 << 31, (n,), dtype=torch.int32, device=device, generator=default_generator(device)).unbind()

@@ -1,11 +1,13 @@
 """Loops between the matrix products of a block that trains on a CUDA device, each one pass over the memory.
 
-Rows are tokens, in half precision; sums are float32. Dropout decides about an element by a hash of its place, so that the
-way back finds the same ones without having kept them. What is summed over all tokens is summed by many programs, each over
+Rows are tokens, in half precision; sums are float32. Dropout decides about an element by a hash of its place and of a number
+on the device, so that the way back finds the same ones without having kept them. What is summed over all tokens is summed by many programs, each over
 rows of its own and as many whatever the device, so that the result does not depend on it.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import triton
@@ -45,7 +47,7 @@ def _standard(values, inside, eps, WIDTH: tl.constexpr):  # type: ignore[no-unty
 @triton.jit(do_not_specialize=["n_rows", "seed", "dropped"])
 def _add_and_norm(  # type: ignore[no-untyped-def]
     x, branch, branch_bias, weight, bias, total, out, n_rows, seed, dropped, rest, eps,
-    BIASED: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
+    BIASED: tl.constexpr, DROPS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, BLOCK)
@@ -55,7 +57,8 @@ def _add_and_norm(  # type: ignore[no-untyped-def]
     added = tl.load(branch + at, mask=inside, other=0.0).to(tl.float32)
     if BIASED:
         added += tl.load(branch_bias + columns, mask=there, other=0.0)[None, :]
-    added = tl.where(_stays(rows, columns, seed, dropped), added * rest, 0.0)
+    if DROPS:
+        added = tl.where(_stays(rows, columns, tl.load(seed), dropped), added * rest, 0.0)
     rounded = (tl.load(x + at, mask=inside, other=0.0).to(tl.float32) + added).to(total.dtype.element_ty)
     tl.store(total + at, rounded, mask=inside)
     standard, _ = _standard(rounded.to(tl.float32), inside, eps, WIDTH)
@@ -67,7 +70,7 @@ def _add_and_norm(  # type: ignore[no-untyped-def]
 @triton.jit(do_not_specialize=["n_rows", "each", "seed", "dropped"])
 def _add_and_norm_back(  # type: ignore[no-untyped-def]
     slope, total, weight, of_x, of_branch, sums, n_rows, each, seed, dropped, rest, eps,
-    WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
+    DROPS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
@@ -89,7 +92,9 @@ def _add_and_norm_back(  # type: ignore[no-untyped-def]
         along = tl.sum(of_standard * standard, axis=1) / WIDTH
         of_total = (of_standard - mean[:, None] - standard * along[:, None]) * scale[:, None]
         tl.store(of_x + at, of_total, mask=inside)
-        of_added = tl.where(_stays(rows, columns, seed, dropped) & inside, of_total * rest, 0.0)
+        of_added = tl.where(inside, of_total, 0.0)
+        if DROPS:
+            of_added = tl.where(_stays(rows, columns, tl.load(seed), dropped), of_added * rest, 0.0)
         tl.store(of_branch + at, of_added, mask=inside)
         of_branch_bias += tl.sum(of_added, axis=0)
     tl.store(sums + (program * 3) * WIDTH + columns, of_weight, mask=there)
@@ -99,15 +104,18 @@ def _add_and_norm_back(  # type: ignore[no-untyped-def]
 
 @triton.jit(do_not_specialize=["n_rows", "seed", "dropped"])
 def _relu_dropout(  # type: ignore[no-untyped-def]
-    x, bias, out, n_rows, seed, dropped, rest, WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr
-):
+    x, bias, out, n_rows, seed, dropped, rest,
+    DROPS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, BLOCK)
     inside = (rows < n_rows)[:, None] & (columns < WIDTH)[None, :]
     at = rows[:, None] * WIDTH + columns[None, :]
     values = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
     values += tl.load(bias + columns, mask=columns < WIDTH, other=0.0)[None, :]
-    stays = _stays(rows, columns, seed, dropped) & ~(values <= 0)  # a NaN is to be seen
+    stays = ~(values <= 0)  # a NaN is to be seen
+    if DROPS:
+        stays = stays & _stays(rows, columns, tl.load(seed), dropped)
     tl.store(out + at, tl.where(stays, values * rest, 0.0), mask=inside)
 
 
@@ -155,44 +163,52 @@ def _side_by_side(  # type: ignore[no-untyped-def]
 
 
 def add_and_norm(
-    x: Tensor, branch: Tensor, branch_bias: Tensor | None, weight: Tensor, bias: Tensor, eps: float, seed: int, p: float
+    x: Tensor,
+    branch: Tensor,
+    branch_bias: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    seed: Tensor | None,
+    p: float,
 ) -> tuple[Tensor, Tensor]:
-    """Layer norm of ``x + dropout(branch + branch_bias)``, all ``[rows, width]``, and the sum itself."""
+    """Layer norm of ``x + dropout(branch + branch_bias)``, all ``[rows, width]``, and the sum itself.
+
+    ``seed`` is one int32 there, of which dropout has need.
+    """
     n_rows, width = x.shape
     total, out = torch.empty_like(x), torch.empty_like(x)
-    dropped, rest = _probability(p)
     with torch.cuda.device_of(x):  # Triton takes the current one
         _add_and_norm[(triton.cdiv(n_rows, _ROWS),)](
-            x, branch, bias if branch_bias is None else branch_bias, weight, bias, total, out, n_rows, seed, dropped,
-            rest, eps, BIASED=branch_bias is not None, **_columns(width),
+            x, branch, bias if branch_bias is None else branch_bias, weight, bias, total, out, n_rows,
+            eps=eps, BIASED=branch_bias is not None, **_dropout(x, seed, p), **_columns(width),
         )  # fmt: skip
     return out, total
 
 
 def add_and_norm_back(
-    slope: Tensor, total: Tensor, weight: Tensor, eps: float, seed: int, p: float
+    slope: Tensor, total: Tensor, weight: Tensor, eps: float, seed: Tensor | None, p: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of ``x`` and ``branch``, and float32 ``[width]`` of ``weight``, ``bias`` and ``branch_bias``."""
     n_rows, width = slope.shape
     of_x, of_branch = torch.empty_like(slope), torch.empty_like(slope)
     programs, each = _programs(n_rows)
     sums = slope.new_empty((programs, 3, width), dtype=torch.float32)
-    dropped, rest = _probability(p)
     with torch.cuda.device_of(slope):
         _add_and_norm_back[(programs,)](
-            slope, total, weight, of_x, of_branch, sums, n_rows, each, seed, dropped, rest, eps, **_summing(width)
-        )
+            slope, total, weight, of_x, of_branch, sums, n_rows, each,
+            eps=eps, **_dropout(slope, seed, p), **_summing(width),
+        )  # fmt: skip
     of_weight, of_bias, of_branch_bias = sums.sum(0)
     return of_x, of_branch, of_weight, of_bias, of_branch_bias
 
 
-def relu_dropout(x: Tensor, bias: Tensor, seed: int, p: float) -> Tensor:
+def relu_dropout(x: Tensor, bias: Tensor, seed: Tensor | None, p: float) -> Tensor:
     """``dropout(relu(x + bias))`` of ``[rows, width]``."""
     n_rows, width = x.shape
     out = torch.empty_like(x)
-    dropped, rest = _probability(p)
     with torch.cuda.device_of(x):
-        _relu_dropout[(triton.cdiv(n_rows, _ROWS),)](x, bias, out, n_rows, seed, dropped, rest, **_columns(width))
+        _relu_dropout[(triton.cdiv(n_rows, _ROWS),)](x, bias, out, n_rows, **_dropout(x, seed, p), **_columns(width))
     return out
 
 
@@ -203,7 +219,7 @@ def relu_dropout_back(slope: Tensor, out: Tensor, p: float) -> tuple[Tensor, Ten
     programs, each = _programs(n_rows)
     sums = slope.new_empty((programs, width), dtype=torch.float32)
     with torch.cuda.device_of(slope):
-        _relu_dropout_back[(programs,)](slope, out, of_x, sums, n_rows, each, _probability(p)[1], **_summing(width))
+        _relu_dropout_back[(programs,)](slope, out, of_x, sums, n_rows, each, _rest(p), **_summing(width))
     return of_x, sums.sum(0)
 
 
@@ -220,10 +236,14 @@ def side_by_side(parts: list[Tensor]) -> tuple[Tensor, Tensor]:
     return together, sums.sum(0)
 
 
-def _probability(p: float) -> tuple[int, float]:
-    """Of ``_STEPS``, how many are dropped, and what the others are multiplied by."""
-    dropped = round(p * _STEPS)
-    return dropped, _STEPS / (_STEPS - dropped)
+def _dropout(x: Tensor, seed: Tensor | None, p: float) -> dict[str, Any]:
+    """Where the seed is, how many of ``_STEPS`` are dropped, and what the others are multiplied by."""
+    drops = p > 0
+    return {"seed": seed if drops else x, "dropped": round(p * _STEPS), "rest": _rest(p), "DROPS": drops}
+
+
+def _rest(p: float) -> float:
+    return _STEPS / (_STEPS - round(p * _STEPS))
 
 
 def _programs(n_rows: int) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 
 import numpy as np
@@ -16,14 +16,17 @@ from scdlkit._settings import logger
 from ._adamw import AdamW
 from ._compiled import compile_blocks, release_blocks
 from ._device import autocast_dtype
+from ._graphs import Recorder
 from ._overlap import host_copy, on_host, prepared, to_device
 from ._preflight import pieces, preflight, token_budget
 from ._processes import join
 from ._random import generator, seeded
 from ._training_state import Progress, Saved
+from .batching import AnyBatch
 from .strategies import CellData, GradientStrategy, TrainingConfig
 
 _COMPILED_CELLS = 8  # of a step, which is enough to compile for any number
+_RECORDED_SHARE = 0.5  # of the largest piece that fits: a record holds on to its memory
 
 
 class Fit:
@@ -56,9 +59,10 @@ class Fit:
         self._dtype = autocast_dtype("fp32" if head_alone else config.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self._dtype is torch.float16)
         self.codes = np.asarray(train.codes, dtype=np.int64)
-        self.weights = torch.from_numpy(class_weights).to(device)
+        self.weights = class_weights
         self.lengths = strategy.token_lengths(train)
         self.max_tokens = token_budget(device, strategy.bytes_per_token())
+        self.recorder = self._recorder() if self._records() else None
         self.steps_per_epoch = len(self.batches(1))
         self.progress = Progress(accumulation=config.accumulation)
         self.best_weights: dict[str, Tensor] = {}
@@ -130,21 +134,31 @@ class Fit:
         ``own`` is what this process takes of ``rows``, if it was read already.
         """
         own = self._read(rows) if own is None else own
+        recorder = self.recorder
         share = self.n_processes / len(rows) if self.rank < len(rows) else 0.0
         n_cells, lengths = own.n_cells, self.strategy.token_lengths(own)
         while True:
-            self.optimizer.zero_grad(set_to_none=True)
+            if recorder is None:
+                self.optimizer.zero_grad(set_to_none=True)
+            else:
+                recorder.clear()
             at_least = self.progress.accumulation
             parts = pieces(np.arange(n_cells), lengths, at_least=at_least, max_tokens=self.max_tokens)
             try:
                 return self._gradients(own, parts, share)
             except torch.cuda.OutOfMemoryError as error:
-                if self.n_processes > 1 or len(parts) == n_cells:  # the others wait for this one, or nothing to cut
+                held = recorder is not None and recorder.holds_memory
+                # the others wait for this one, or nothing to cut
+                if not held and (self.n_processes > 1 or len(parts) == n_cells):
                     error.add_note("Lower batch_size, raise accumulation, or set gradient_checkpointing=True.")
                     raise
             # out of the handler, whose traceback holds on to the tensors
-            self.progress.accumulation = 2 * len(parts)
+            if recorder is not None:
+                recorder.stop()
             torch.cuda.empty_cache()
+            if held:  # what recorded steps held is free now
+                continue
+            self.progress.accumulation = 2 * len(parts)
             logger.warning(
                 "%s: the GPU has not enough memory for %d cells at once; goes on with %d at once and %d pieces a step.",
                 self.strategy.name, len(parts[0]), -(-n_cells // self.progress.accumulation), self.progress.accumulation,
@@ -153,21 +167,51 @@ class Fit:
     def _gradients(self, own: CellData, parts: list[np.ndarray], share: float) -> Tensor:
         total = torch.zeros((), device=self.device)
         for part in parts:
-            cells = own if len(parts) == 1 else own.subset(part)
-            labels = to_device(host_copy(np.asarray(cells.codes), torch.int64, self.device), self.device)
             # processes exchange gradients once a step, with the last piece
             last = part is parts[-1]
             with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
-                with self.autocast():
-                    logits = self.strategy.logits(cells)
-                losses = torch.nn.functional.cross_entropy(
-                    logits.float(), labels, reduction="none", label_smoothing=self.config.label_smoothing
-                )
-                loss = (losses * self.weights[labels]).sum() * share
-                self.accelerator.backward(self.scaler.scale(loss))
-            total += loss.detach()
+                total += self._piece(own if len(parts) == 1 else own.subset(part), share)
         reduced: Tensor = self.accelerator.reduce(total, "mean")
         return reduced
+
+    def _piece(self, cells: CellData, share: float) -> Tensor:
+        """Add the gradients of some cells to those of others; their part of the loss."""
+        codes = np.asarray(cells.codes, dtype=np.int64)
+        weights = self.weights[codes] * np.float32(share)
+        with self.autocast():
+            batch = None if self.recorder is None else self.strategy.inputs(cells)
+        if self.recorder is not None and batch is not None:
+            lengths = self.strategy.token_lengths(cells)
+            n_tokens = 0 if lengths is None else int(lengths.max()) * len(lengths)
+            return self.recorder.run(batch, codes, weights, record=n_tokens <= _RECORDED_SHARE * self.max_tokens)
+        on_device = (
+            to_device(host_copy(part, kind, self.device), self.device)
+            for part, kind in ((codes, torch.int64), (weights, torch.float32))
+        )
+        return self._backward(lambda: self.strategy.logits(cells), *on_device)
+
+    def _backward(self, logits: Callable[[], Tensor], codes: Tensor, weights: Tensor) -> Tensor:
+        with self.autocast():
+            found = logits()
+        losses = torch.nn.functional.cross_entropy(
+            found.float(), codes, reduction="none", label_smoothing=self.config.label_smoothing
+        )
+        loss = (losses * weights).sum()
+        self.accelerator.backward(self.scaler.scale(loss))
+        return loss.detach()
+
+    def _records(self) -> bool:
+        """Whether steps may become CUDA graphs: not what exchanges gradients, is compiled, or sets generators back."""
+        config, alone = self.config, self.device.type == "cuda" and self.n_processes == 1
+        return alone and config.cuda_graphs and not config.compile and not config.gradient_checkpointing
+
+    def _recorder(self) -> Recorder:
+        def step(batch: AnyBatch, codes: Tensor, weights: Tensor) -> Tensor:
+            return self._backward(lambda: self.wrapped(batch), codes, weights)
+
+        parameters = [value for _, value in _trained(self.module)]
+        longest = 0 if self.lengths is None else int(self.lengths.max())
+        return Recorder(step, parameters, longest=longest, device=self.device)
 
     def compile(self) -> None:
         """Compile what the config asks for, by steps that change nothing."""
@@ -229,6 +273,8 @@ class Fit:
         """Give the strategy its module back, in eval mode and with the weights of the best epoch."""
         self.strategy.module = self.module
         release_blocks(self.module)
+        if self.recorder is not None:
+            self.recorder.stop()
         _set_weights(self.module, self.best_weights)
         self.optimizer.zero_grad(set_to_none=True)
         self.module.eval()

@@ -97,17 +97,22 @@ def preflight(
     """
     costs = np.array([int(lengths[rows].max()) * len(rows) for rows in batches])
     hardest = batches[int(costs.argmax())]
-    if device.type == "cuda":
-        try_step(hardest)  # the first step also loads libraries and compiles kernels
     with PeakMemory(str(device)) as memory:
-        started = time.perf_counter()
-        try_step(hardest)
-        seconds = time.perf_counter() - started
+        seconds = _seconds(try_step, hardest)
+    if device.type == "cuda":  # the first step also loads libraries and compiles kernels, the second one is recorded
+        _seconds(try_step, hardest)
+        seconds = _seconds(try_step, hardest)
     moments = 4 * _ADAM_TENSORS * n_trainable / 1024**2
     found = Estimate(seconds, seconds * float(costs.sum() / costs.max()), memory.mb + moments)
     log = logger.info if found.epoch_seconds > _LONG_EPOCH else logger.debug
     log("%s", found.text(name, len(batches), max_epochs))
     return found
+
+
+def _seconds(try_step: Callable[[np.ndarray], object], rows: np.ndarray) -> float:
+    started = time.perf_counter()
+    try_step(rows)
+    return time.perf_counter() - started
 
 
 def _duration(seconds: float) -> str:

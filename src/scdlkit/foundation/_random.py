@@ -17,6 +17,11 @@ def seeded(*seeds: int, device: torch.device | None = None) -> Iterator[None]:
         yield
 
 
+def default_generator(device: torch.device) -> torch.Generator:
+    """The one that :func:`seeded` seeds, for what has to be drawn from where dropout draws."""
+    return torch.cuda.default_generators[device.index] if device.type == "cuda" else torch.default_generator
+
+
 def generator(*seeds: int) -> torch.Generator:
     """A generator of its own for several seeds, on the CPU."""
     return torch.Generator().manual_seed(_one(seeds))

@@ -55,6 +55,9 @@ class StateBatch(NamedTuple):
         return StateBatch(to_device(self.states, device), cells.to(device) if isinstance(cells, Packed) else cells)
 
 
+AnyBatch = Batch | PackedBatch | StateBatch
+
+
 def length_batches(lengths: np.ndarray, *, max_tokens: int, max_cells: int | None = None) -> list[np.ndarray]:
     """Group cells of similar length.
 

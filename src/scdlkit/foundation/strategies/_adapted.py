@@ -6,7 +6,7 @@ import copy
 
 from torch import Tensor, nn
 
-from scdlkit.foundation.batching import Batch, PackedBatch, StateBatch
+from scdlkit.foundation.batching import AnyBatch, StateBatch
 from scdlkit.foundation.model import AnnotationHead, ScGPTEncoder
 
 
@@ -27,11 +27,11 @@ class AdaptedEncoder(nn.Module):
         self.register_buffer("mean", mean)
         self.register_buffer("scale", scale)
 
-    def forward(self, batch: Batch | PackedBatch | StateBatch) -> Tensor:
+    def forward(self, batch: AnyBatch) -> Tensor:
         """Logits ``[B, classes]``."""
         return self.classify(self.embed(batch))
 
-    def embed(self, batch: Batch | PackedBatch | StateBatch) -> Tensor:
+    def embed(self, batch: AnyBatch) -> Tensor:
         """Adapted embedding ``[B, embsize]``, from tokens or from what the frozen blocks made of them."""
         if isinstance(batch, StateBatch):
             return self.encoder.encode_cls(batch.states.float(), batch.cells, start=self.n_frozen)

@@ -14,6 +14,7 @@ from ._config import Config, TrainingConfig
 if TYPE_CHECKING:
     import torch
 
+    from scdlkit.foundation.batching import AnyBatch
     from scdlkit.foundation.model import ScGPTEncoder
 
 _PREDICT_CELLS = 4096  # cells of a forward pass when predicting
@@ -222,6 +223,10 @@ class GradientStrategy(Strategy):
     @abstractmethod
     def logits(self, cells: CellData) -> torch.Tensor:
         """Differentiable logits ``[n, n_classes]``, on the device of ``module``."""
+
+    def inputs(self, cells: CellData) -> AnyBatch | None:
+        """What ``module`` makes the logits of, on the host; None where there is more to :meth:`logits` than that."""
+        return None
 
     def batches(self, cells: CellData, batch_size: int, generator: torch.Generator) -> list[np.ndarray]:
         """Positions of the cells of each batch of one epoch, every cell once, in random order."""

@@ -24,6 +24,7 @@ from scdlkit.foundation._processes import processes, put_together
 from scdlkit.foundation._random import seeded
 from scdlkit.foundation.batching import (
     MAX_BATCH_TOKENS,
+    AnyBatch,
     Batch,
     PackedBatch,
     StateBatch,
@@ -95,15 +96,16 @@ class EncoderStrategy(GradientStrategy):
 
     def logits(self, cells: CellData) -> Tensor:
         """Logits ``[n, n_classes]``."""
+        return self.trained_module()(self.inputs(cells).to(self._device))
+
+    def inputs(self, cells: CellData) -> AnyBatch:
+        """Tokens of the cells, or what the frozen blocks made of them, on the host."""
         states, device = self._states(cells), self._device
-        batch: Batch | PackedBatch | StateBatch
         if states is None:
-            batch = self._batch(cells)
-        elif self._packs(device):
-            batch = states.packed(self._adapted.n_frozen, usual=self._usual + 1, device=device)
-        else:
-            batch = StateBatch(*states.after(self._adapted.n_frozen, multiple=self._lengths_are_multiples_of(device)))
-        return self.trained_module()(batch.to(device))
+            return self._batch(cells)
+        if self._packs(device):
+            return states.packed(self._adapted.n_frozen, usual=self._usual + 1, device=device)
+        return StateBatch(*states.after(self._adapted.n_frozen, multiple=self._lengths_are_multiples_of(device)))
 
     def batches(self, cells: CellData, batch_size: int, generator: torch.Generator) -> list[np.ndarray]:
         """Random batches of cells of about the same length: shuffle, sort within stretches, shuffle the batches."""

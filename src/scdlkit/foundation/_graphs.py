@@ -1,0 +1,248 @@
+"""Training steps that a GPU repeats by itself.
+
+A step is some 900 kernels, for which a host may take longer to ask than a fast GPU takes to run them. What it asked for once
+is recorded as a CUDA graph, which is started as one. A graph reads and writes where it did when it was recorded and has
+shapes of its own, so batches are copied to its place, gradients stay where they are, and cells without padding are followed
+by others that count nothing, up to one of a few sizes.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scdlkit._settings import logger
+
+from ._overlap import host_copy, to_device
+from ._packed import Packed
+from .batching import AnyBatch, Batch
+
+_SIZES = 32  # from one power of two to the next; also cells per cell that is added
+_MOST = 200  # graphs, each a few MB
+
+Step = Callable[[AnyBatch, Tensor, Tensor], Tensor]
+
+
+class _Graph(NamedTuple):
+    replay: Callable[[], None]
+    inputs: list[Tensor]  # which it reads
+    loss: Tensor  # which it writes
+
+
+class Recorder:
+    """Runs steps, and records those that come again.
+
+    Parameters
+    ----------
+    step
+        Of a batch, the codes of its cells (int64) and their weights in the loss (float32), all on the device: adds to the
+        gradients of ``parameters`` and returns the loss. It must read nothing else that changes from call to call, other
+        than parameters.
+    parameters
+        That get gradients.
+    longest
+        Tokens that no cell has more of.
+    device
+        Where.
+    """
+
+    def __init__(self, step: Step, parameters: Iterable[Tensor], *, longest: int, device: torch.device) -> None:
+        self._step, self._longest, self._device = step, longest, device
+        self._parameters = list(parameters)
+        self._gradients: list[tuple[Tensor, Tensor]] = []  # of the parameters, where graphs leave them
+        self._seen: set[Hashable] = set()
+        self._graphs: dict[Hashable, _Graph] = {}
+        self._places: dict[Hashable, Tensor] = {}  # of inputs, shared by all graphs
+        self._pool: Any = None  # of the graphs' memory
+        self._records = True
+
+    def clear(self) -> None:
+        """Before a step: no gradients."""
+        self._hold_gradients()
+        for parameter in self._parameters:
+            parameter.grad = None
+        for parameter, gradient in self._gradients:
+            parameter.grad = gradient
+        if self._gradients:
+            torch._foreach_zero_([gradient for _, gradient in self._gradients])
+
+    def run(self, batch: AnyBatch, codes: np.ndarray, weights: np.ndarray, *, record: bool = True) -> Tensor:
+        """The loss of a batch on the host, after a step on it."""
+        if not (self._records and record):
+            return self._once(batch, codes, weights)
+        filled, sizes = _filled(batch, self._longest, self._device)
+        n_cells = len(codes) + _n_cells(filled) - _n_cells(batch)
+        key = (type(batch), *_form(filled, sizes), n_cells)
+        graph = self._graphs.get(key)
+        if graph is None:
+            first = not self._seen
+            if key not in self._seen:
+                self._seen.add(key)
+                return self._tried(batch, codes, weights) if first else self._once(batch, codes, weights)
+            if len(self._graphs) >= _MOST:
+                return self._once(batch, codes, weights)
+        added = (0, n_cells - len(codes))  # which weigh nothing
+        ready = [*_tensors(filled), *self._on_host(np.pad(codes, added), np.pad(weights, added))]
+        if graph is None:
+            graph = self._recorded(filled, ready, [*sizes, n_cells, n_cells])
+            if graph is None:
+                return self._once(batch, codes, weights)
+            self._graphs[key] = graph
+        for place, part in zip(graph.inputs, ready, strict=True):
+            place[: len(part)].copy_(part, non_blocking=True)
+        graph.replay()
+        return graph.loss
+
+    @property
+    def holds_memory(self) -> bool:
+        """Whether there is something recorded, which :meth:`stop` would give back."""
+        return bool(self._graphs)
+
+    def stop(self) -> None:
+        """Record nothing more and give back the memory."""
+        self._records = False
+        self._graphs.clear()
+        self._places.clear()
+        self._pool = None
+
+    def _once(self, batch: AnyBatch, codes: np.ndarray, weights: np.ndarray) -> Tensor:
+        return self._step(
+            batch.to(self._device), *(to_device(part, self._device) for part in self._on_host(codes, weights))
+        )
+
+    def _on_host(self, codes: np.ndarray, weights: np.ndarray) -> tuple[Tensor, Tensor]:
+        return host_copy(codes, torch.int64, self._device), host_copy(weights, torch.float32, self._device)
+
+    def _tried(self, batch: AnyBatch, codes: np.ndarray, weights: np.ndarray) -> Tensor:
+        """The first step of all: if the host has to wait for the GPU within it, none can be recorded."""
+        try:
+            with _no_waiting():
+                return self._once(batch, codes, weights)
+        except RuntimeError as error:
+            if "synchronizing" not in str(error):
+                raise
+        logger.debug("Steps are not recorded as CUDA graphs: the host waits for the GPU within them.")
+        self.stop()
+        self.clear()
+        return self._once(batch, codes, weights)
+
+    def _recorded(self, batch: AnyBatch, ready: list[Tensor], sizes: list[int]) -> _Graph | None:
+        self._hold_gradients()
+        inputs = [self._place(number, part, size) for number, (part, size) in enumerate(zip(ready, sizes, strict=True))]
+        *own, codes, weights = inputs
+        given = _with_tensors(batch, iter(own))
+        try:
+            self._pool, replay, loss = record(lambda: self._step(given, codes, weights), self._device, self._pool)
+        except torch.cuda.OutOfMemoryError:
+            logger.info("Steps are not recorded as CUDA graphs any more: the GPU has not enough memory.")
+            self.stop()
+            return None
+        except RuntimeError as error:
+            error.add_note(
+                "While the step was recorded as a CUDA graph; TrainingConfig(cuda_graphs=False) does without."
+            )
+            raise
+        return _Graph(replay, inputs, loss)
+
+    def _place(self, number: int, part: Tensor, size: int) -> Tensor:
+        """Room for an input; what is there and not filled is of another batch or the first of this one, never garbage."""
+        kind = number, part.dtype, part.shape[1:]
+        place = self._places.get(kind)
+        if place is None or len(place) < size:
+            room = 1 << (size - 1).bit_length()
+            place = self._places[kind] = part[:1].to(self._device).repeat(room, *(1 for _ in part.shape[1:]))
+        return place[:size]
+
+    def _hold_gradients(self) -> None:
+        if not self._gradients:
+            self._gradients = [(value, value.grad) for value in self._parameters if value.grad is not None]
+
+
+def record(run: Callable[[], Tensor], device: torch.device, pool: Any) -> tuple[Any, Callable[[], None], Tensor]:
+    """What ``run`` asks of the GPU, which does nothing yet.
+
+    Returns the pool of its memory, to be used by the next graph as well, how it is started, and where its result will be.
+    """
+    with torch.cuda.device(device):
+        graph = torch.cuda.CUDAGraph()
+        pool = torch.cuda.graph_pool_handle() if pool is None else pool
+        # a thread that prepares batches may go on
+        with torch.cuda.graph(graph, pool=pool, stream=_stream(device), capture_error_mode="thread_local"):
+            result = run()
+    return pool, graph.replay, result
+
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all recordings: cuBLAS keeps some memory for each."""
+    return torch.cuda.Stream(device)
+
+
+@contextmanager
+def _no_waiting() -> Iterator[None]:
+    """An error where the host waits for a GPU."""
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Synchronization debug mode")
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+def _filled(batch: AnyBatch, longest: int, device: torch.device) -> tuple[AnyBatch, list[int]]:
+    """The batch with further cells behind those without padding, and the sizes that its tensors then need.
+
+    The tokens of these cells are whatever is there: nothing comes of them.
+    """
+    if isinstance(batch, Batch) or not isinstance(batch.cells, Packed) or batch.cells.alike:
+        return batch, [len(part) for part in _tensors(batch)]
+    starts = batch.cells.starts.numpy()
+    n_tokens, added = int(starts[-1]), -(-(len(starts) - 1) // _SIZES)
+    unit = max(1, (1 << n_tokens.bit_length() - 1) // _SIZES)
+    more = -(n_tokens + added) % unit + added
+    # a few tokens each, at most as many as the longest cell has and one
+    ends = np.concatenate([starts, n_tokens + np.arange(1, added + 1) * more // added])
+    cells = Packed(host_copy(ends, torch.int32, device), longest + 1, alike=False)
+    filled = batch._replace(cells=cells)
+    return filled, [*(n_tokens + more for _ in _tensors(batch)[:-1]), len(ends)]
+
+
+def _n_cells(batch: AnyBatch) -> int:
+    if not isinstance(batch, Batch) and isinstance(batch.cells, Packed):
+        return len(batch.cells.starts) - 1
+    return len(batch[0])
+
+
+def _form(batch: AnyBatch, sizes: list[int]) -> Iterator[Hashable]:
+    """All that a graph is bound to."""
+    yield from ((size, *part.shape[1:], part.dtype) for size, part in zip(sizes, _tensors(batch), strict=True))
+    yield from (value for value in _flat(batch) if not isinstance(value, Tensor))
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    """The parts of named tuples in named tuples."""
+    if isinstance(value, tuple):
+        for part in value:
+            yield from _flat(part)
+    else:
+        yield value
+
+
+def _tensors(batch: AnyBatch) -> list[Tensor]:
+    return [value for value in _flat(batch) if isinstance(value, Tensor)]
+
+
+def _with_tensors(value: Any, tensors: Iterator[Tensor]) -> Any:
+    """The same with other tensors."""
+    if isinstance(value, tuple):
+        return type(value)(*(_with_tensors(part, tensors) for part in value))
+    return next(tensors) if isinstance(value, Tensor) else value
