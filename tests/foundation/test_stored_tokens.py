@@ -107,6 +107,8 @@ def test_cells_that_follow_each_other_are_one_read(filed, monkeypatch):
     file = rows.file
 
     class Spy:
+        fileno = file.fileno
+
         def seek(self, *at):
             seen.append(at)
             return file.seek(*at)

@@ -113,8 +113,12 @@ class RowFile:
         last = np.concatenate([first[1:], [len(starts)]]) - 1
         content, at = memoryview(result.reshape(-1).data).cast("B"), 0
         size = self.row_bytes
+        stretches = list(zip((starts[first] * size).tolist(), (ends[last] * size).tolist(), strict=True))
+        if hasattr(os, "posix_fadvise"):  # the disk fetches what is not in memory in any order, many at a time
+            for start, end in stretches:
+                os.posix_fadvise(self.file.fileno(), start, end - start, os.POSIX_FADV_WILLNEED)
         with self._lock:
-            for start, end in zip((starts[first] * size).tolist(), (ends[last] * size).tolist(), strict=True):
+            for start, end in stretches:
                 self.file.seek(start)
                 if self.file.readinto(content[at : at + end - start]) != end - start:  # type: ignore[attr-defined]
                     raise OSError(f"The file of {self._content} in {self.place} was cut off; is the disk at fault?")
