@@ -38,7 +38,7 @@ LAYERS = """
     foundation.batching foundation._packed
     foundation._packed_linear foundation._attention foundation._frozen_kernels foundation._fused_attention foundation._cell_attention
     foundation._attention_kernels foundation._lanes foundation._vector_math
-    foundation._dropout foundation._linear foundation._layer_norm
+    foundation._low_rank foundation._dropout foundation._linear foundation._layer_norm
     foundation.stored_tokens foundation.row_file foundation.tokens
     foundation._binning foundation._distinct foundation._prefetch
     foundation.expression_rows foundation.expression foundation._candidates foundation.matrices foundation.vocabulary foundation.gene_match foundation.gene_names

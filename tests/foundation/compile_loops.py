@@ -64,6 +64,7 @@ def call(dtype: torch.dtype, width: int) -> None:
     loops.add_and_norm_back(x, x, one, 1e-5, seed, 0.1)
     loops.relu_dropout(x, one, seed, 0.1)
     loops.relu_dropout_back(x, x, 0.1)
+    loops.dropout(x, seed, 0.1)
     loops.side_by_side([x, x, x])
     layer_norm.layer_norm_(x, one, one, 1e-5)
 
@@ -73,7 +74,14 @@ if __name__ == "__main__":
         importlib.import_module(f"scdlkit.foundation.{name}") for name in ("_block_triton", "_layer_norm_triton")
     )
     launched = {
-        loops: ("_add_and_norm", "_add_and_norm_back", "_relu_dropout", "_relu_dropout_back", "_side_by_side"),
+        loops: (
+            "_add_and_norm",
+            "_add_and_norm_back",
+            "_relu_dropout",
+            "_relu_dropout_back",
+            "_dropped",
+            "_side_by_side",
+        ),
         layer_norm: ("_normalise",),
     }
     for capability, dtype, width in CASES:

@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from scdlkit.foundation import _block_steps, _packed, _triton
-from scdlkit.foundation.model import Block, ScGPTConfig
+from scdlkit.foundation._low_rank import low_rank
+from scdlkit.foundation.model import Block, ScGPTConfig, ScGPTEncoder
+from scdlkit.foundation.strategies._peft import inject
 
 # of what is outside of masks, where it is interpreted
 pytestmark = pytest.mark.filterwarnings("ignore:(invalid|overflow|divide):RuntimeWarning")
@@ -76,6 +78,9 @@ def by_pytorch() -> ModuleType:
         of_x = torch.where(out > 0, slope.double() / (1 - p), 0.0)
         return of_x.to(slope.dtype), of_x.sum(0).float()
 
+    def dropout(x, seed, p):
+        return dropped(x.double(), p, seed).to(x.dtype)
+
     def side_by_side(parts):
         together = torch.cat(parts, dim=1)
         return together, together.float().sum(0)
@@ -86,6 +91,7 @@ def by_pytorch() -> ModuleType:
         add_and_norm_back=add_and_norm_back,
         relu_dropout=relu_dropout,
         relu_dropout_back=relu_dropout_back,
+        dropout=dropout,
         side_by_side=side_by_side,
     )
     return module
@@ -150,6 +156,13 @@ def test_relu_dropout(loops, shape, p):
     check(loops.relu_dropout_back(slope, out, p), torch.autograd.grad(expected, exact, slope.double()))
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_dropout(loops, shape):
+    x = random(*shape, seed=0, dtype=torch.bfloat16)
+    check([loops.dropout(x, SEED, 0.2)], [dropped(x.double(), 0.2)])
+    assert torch.equal(loops.dropout(x, None, 0.0), x)
+
+
 def test_what_is_no_number_is_seen(loops):
     x = torch.tensor([[torch.nan, -1.0, torch.inf, 2.0]], dtype=torch.bfloat16, device=DEVICE)
     zero = torch.zeros(4, device=DEVICE)
@@ -206,6 +219,18 @@ def gradients(block: Block, x: Tensor, cells, slope: Tensor, **how: bool) -> dic
     return {"out": out.detach(), "x": x.grad, **of_parameters}
 
 
+def compare(found: list[dict[str, Tensor | None]], exact: dict[str, Tensor | None]) -> None:
+    """Gradients by PyTorch and by us are about as near to the exact ones."""
+    for name, expected in exact.items():
+        by_pytorch, by_us = (values[name] for values in found)
+        assert (by_us is None) == (expected is None), name
+        if expected is None or name == "k.bias":  # which is zero but for rounding
+            continue
+        assert by_us.shape == expected.shape and by_us.dtype is by_pytorch.dtype, name
+        others, error = (float((one.double() - expected).norm() / expected.norm()) for one in (by_pytorch, by_us))
+        assert error < max(1.5 * others, 0.01), (name, others, error)
+
+
 def pack(x: Tensor) -> Tensor:
     return torch.cat([cell[:n] for cell, n in zip(x, LENGTHS, strict=True)])
 
@@ -259,14 +284,98 @@ def test_a_block_has_the_gradients_of_pytorch(steps, monkeypatch, fits, layout, 
     assert used.count("whole_block") == whole
     assert used.count("add_and_norm") == (0 if whole else 1 if changed == "norm1" else 2)
     assert used.count("relu_dropout") == (changed != "fc1" and not whole)
-    for name, expected in exact.items():
-        by_pytorch, by_us = (values[name] for values in found)
-        assert (by_us is None) == (expected is None), name
-        if expected is None or name == "k.bias":  # which is zero but for rounding
-            continue
-        assert by_us.shape == expected.shape and by_us.dtype is by_pytorch.dtype, name
-        others, error = (float((one.double() - expected).norm() / expected.norm()) for one in (by_pytorch, by_us))
-        assert error < max(1.5 * others, 0.01), (name, others, error)
+    compare(found, exact)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3])
+@pytest.mark.parametrize("thawed", [False, True])
+def test_a_low_rank_update(steps, p, thawed):
+    """Against autograd in double precision; cells may be rows or padded, and products views."""
+    x, products = random(3, 9, 32, seed=1, dtype=torch.bfloat16), random(3, 9, 2, 24, seed=2, dtype=torch.bfloat16)
+    down, up = random(4, 32, seed=3).requires_grad_(), random(24, 4, seed=4).requires_grad_()
+    slope = random(3, 9, 24, seed=5, dtype=torch.bfloat16)
+    given = [x.requires_grad_(), products.requires_grad_(thawed), down, up]
+    asked = [i for i, part in enumerate(given) if part.requires_grad]
+    torch.manual_seed(0)
+    (seed,) = steps._seeds(1, p, x.device)
+    torch.manual_seed(0)
+    out = steps.low_rank(x, products[..., 1, :], down, up, 1.5, p)
+    exact = [part.detach().double().requires_grad_() for part in given]
+    kept = dropped(exact[0].flatten(0, 1), p, seed).view_as(exact[0])
+    expected = exact[1][..., 1, :] + 1.5 * kept @ exact[2].T @ exact[3].T
+    check([out], [expected], bits=7)
+    found = torch.autograd.grad(out, [given[i] for i in asked], slope)
+    check(found, torch.autograd.grad(expected, [exact[i] for i in asked], slope.double()), bits=7)
+
+
+TARGETS = ["q", "k", "v", "out", "fc1", "fc2"]
+
+
+@pytest.mark.parametrize("targets", [["q", "v"], ["out", "fc1"], TARGETS], ids="-".join)
+@pytest.mark.parametrize("how", ["all", "cls_only"])
+def test_a_block_with_lora_has_the_gradients_of_peft(steps, monkeypatch, targets, how):
+    from peft import LoraConfig
+
+    encoder = ScGPTEncoder(ScGPTConfig(10, embsize=32, nheads=2, d_hid=48, nlayers=1, dropout=0.0)).requires_grad_(
+        False
+    )
+    names = [f"blocks.0.{name}" for name in targets]
+    inject(encoder, LoraConfig(r=4, lora_alpha=6, lora_dropout=0.0, target_modules=names))
+    block = encoder.blocks[0].to(DEVICE).train()
+    with torch.no_grad():
+        for number, (name, value) in enumerate(block.named_parameters()):
+            if "lora_" in name:
+                value.copy_(0.3 * random(*value.shape, seed=number))
+        base = getattr(block.fc1, "base_layer", block.fc1)  # no number so near zero that rounding moves it across
+        base.weight *= 0.2
+        base.bias[:] = torch.tensor([1.0, -1.0], device=DEVICE).repeat(24)
+        if "fc1" in targets:
+            block.fc1.lora_B["default"].weight *= 0.1
+    options = {"cls_only": True} if how == "cls_only" else {}
+    x, slope = (random(3, 1 if i and options else 9, 32, seed=i, dtype=torch.bfloat16) for i in (0, 1))
+    exact = gradients(copy.deepcopy(block).double(), x.double(), None, slope.double(), **options)
+    used: list[str] = []
+    for name in ("low_rank", "projected", "add_and_norm", "relu_dropout"):
+        step = getattr(steps, name)
+        monkeypatch.setattr(steps, name, lambda *args, name=name, step=step: (used.append(name), step(*args))[1])
+    found = []
+    for own in (False, True):
+        monkeypatch.setattr(_block_steps, "_loops", lambda x, own=own: steps if own else None)
+        with torch.autocast(DEVICE, dtype=torch.bfloat16):
+            found.append(gradients(copy.deepcopy(block), x, None, slope, **options))
+        assert bool(used) == own
+    assert used.count("low_rank") == len(targets) and used.count("relu_dropout") == 1
+    compare(found, exact)
+
+
+def test_other_updates_are_asked_of_peft():
+    """Of another kind, switched off, folded in, hooked on to, or two at once."""
+    from peft import LoraConfig
+
+    def layer(**options):
+        encoder = ScGPTEncoder(ScGPTConfig(10, embsize=32, nheads=2, d_hid=48, nlayers=1))
+        inject(encoder, LoraConfig(r=4, lora_alpha=6, target_modules=["blocks.0.q"], **options))
+        return encoder.blocks[0].q
+
+    plain = layer(lora_dropout=0.1)
+    update = low_rank(plain)
+    assert update.base is plain.base_layer and update.scale == 1.5 and update.dropout == 0.1
+    assert update.down.shape == (4, 32) and update.up.shape == (32, 4)
+    assert low_rank(plain.eval()).dropout == 0.0 and low_rank(layer()).dropout == 0.0
+    assert low_rank(plain.base_layer) is None and low_rank(Wrapped(plain)) is None
+    assert low_rank(layer(use_dora=True)) is None and low_rank(layer(lora_bias=True)) is None
+    for change in (
+        lambda found: found.enable_adapters(False),
+        lambda found: found.merge(),
+        lambda found: found.register_forward_hook(lambda *_: None),
+        lambda found: found.lora_A["default"].register_forward_hook(lambda *_: None),
+        lambda found: setattr(found, "base_layer", Wrapped(found.base_layer)),
+        lambda found: found.lora_dropout.update({"default": Wrapped(nn.Identity())}),
+        lambda found: found.set_adapter([]),
+    ):
+        changed = layer()
+        change(changed)
+        assert low_rank(changed) is None
 
 
 @pytest.mark.parametrize("how", ["all", "again"])

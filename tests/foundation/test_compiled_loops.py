@@ -27,7 +27,7 @@ def test_loops_compile(tmp_path):
         assert line["cubin"] > 0
         assert line["shared"] <= SHARED[line["capability"]]
         compiled[line["kernel"]].add((line["capability"], line["half"], line["width"]))
-    kernels = "add_and_norm add_and_norm_back relu_dropout relu_dropout_back side_by_side normalise".split()
+    kernels = "add_and_norm add_and_norm_back relu_dropout relu_dropout_back dropped side_by_side normalise".split()
     assert compiled == dict.fromkeys(
         (f"_{name}" for name in kernels),
         {(80, "*bf16", 512), (90, "*fp16", 512), (90, "*bf16", 96), (86, "*bf16", 4096)},

@@ -42,6 +42,11 @@ def relu_dropout(x: Tensor, bias: Tensor, p: float) -> Tensor:
     return _ReluDropout.apply(x, bias, p)
 
 
+def low_rank(x: Tensor, product: Tensor, down: Tensor, up: Tensor, scale: float, p: float) -> Tensor:
+    """``product [..., out] + scale * dropout(x) [..., in] @ down.T @ up.T``."""
+    return _LowRank.apply(x, product, down, up, scale, p)
+
+
 def whole_block(block: Block, x: Tensor, p: float, attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
     """A block of plain layers with dropout ``p``; ``attend`` takes queries, keys and values ``[..., d]``."""
     parameters = [getattr(getattr(block, layer), part) for layer in _LAYERS for part in _PARTS]
@@ -185,6 +190,37 @@ class _ReluDropout(torch.autograd.Function):
         (out,) = ctx.saved_tensors
         of_x, of_bias = loops.relu_dropout_back(_rows(slope), out, ctx.p)
         return of_x.view(slope.shape), of_bias if ctx.needs_input_grad[1] else None, None
+
+
+class _LowRank(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, product: Tensor, down: Tensor, up: Tensor, scale: float, p: float) -> Tensor:
+        rows, (seed,) = _rows(x), _seeds(1, p, x.device)
+        to_inner, to_out = down.to(x.dtype), (scale * up).to(x.dtype)
+        inner = _dropped(rows, seed, p) @ to_inner.t()
+        ctx.save_for_backward(rows, inner, to_inner, to_out)
+        ctx.scale, ctx.p, ctx.seed = scale, p, seed
+        return torch.addmm(product.flatten(0, -2), inner, to_out.t()).view(*product.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+        rows, inner, to_inner, to_out = ctx.saved_tensors
+        (of_input, of_product, of_down, of_up, _, _), p, seed = ctx.needs_input_grad, ctx.p, ctx.seed
+        of_out = _rows(slope)
+        of_inner = of_out @ to_out
+        return (
+            _dropped(of_inner @ to_inner, seed, p).view(*slope.shape[:-1], -1) if of_input else None,
+            slope if of_product else None,
+            (of_inner.t() @ _dropped(rows, seed, p)).float() if of_down else None,
+            ctx.scale * (of_out.t() @ inner).float() if of_up else None,
+            None,
+            None,
+        )
+
+
+def _dropped(rows: Tensor, seed: Tensor | None, p: float) -> Tensor:
+    return loops.dropout(rows, seed, p) if p else rows
 
 
 def _stacked(parts: tuple[Tensor, ...] | list[Tensor], dtype: torch.dtype) -> Tensor:

@@ -1,7 +1,7 @@
 """Steps of a block: its products and what lies between them, by PyTorch or, in half precision on a GPU, by our own loops.
 
-A layer that something was put into or around (an adapter, LoRA) is asked as a whole; plain ones give up their biases to the
-step after them.
+A layer that something was put into or around (an adapter) is asked as a whole; plain ones give up their biases to the step
+after them, and so do those that LoRA was put around.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from ._attention import attention
 from ._dropout import Dropout
 from ._layer_norm import LayerNorm
 from ._linear import Linear, is_plain
+from ._low_rank import LowRank, low_rank
 from ._packed import AMPERE, Packed
 from ._triton import kernels
 
@@ -27,9 +28,14 @@ Cells = Tensor | Packed | None  # False at padded keys [B, 1, 1, L]; or where th
 
 def projected(x: Tensor, *layers: nn.Module) -> tuple[Tensor, ...]:
     """``x`` by each of the layers; and ``x`` itself, to be read by what comes after."""
+    if (loops := _loops(x)) is not None:
+        known = [found for layer in layers if (found := _known(layer)) is not None]
+        if len(known) == len(layers):
+            weights, biases = ([getattr(base, part) for base, _ in known] for part in ("weight", "bias"))
+            *products, x = loops.projected(x, weights, biases)
+            pairs = zip(products, known, strict=True)
+            return *(_updated(loops, x, product, update) for product, (_, update) in pairs), x
     plain = all(is_plain(layer) for layer in layers)
-    if plain and (loops := _loops(x)) is not None:
-        return loops.projected(x, [layer.weight for layer in layers], [layer.bias for layer in layers])
     inputs = in_autocast(x) if plain else x  # which would otherwise convert it for each layer
     return *(layer(inputs) for layer in layers), x
 
@@ -73,17 +79,35 @@ def add_and_norm(x: Tensor, layer: nn.Module, inputs: Tensor, norm: nn.LayerNorm
     """``norm(x + dropout(layer(inputs)))``."""
     if (loops := _loops(x)) is None or not (is_plain(norm, LayerNorm) and is_plain(dropout, Dropout)):
         return norm(x + dropout(layer(inputs)))
-    if isinstance(layer, Linear) and is_plain(layer):
-        return loops.add_and_norm(x, F.linear(inputs, layer.weight), layer.bias, norm, _probability(dropout))
+    if (known := _known(layer)) is not None:
+        base, update = known
+        product = _updated(loops, inputs, F.linear(inputs, base.weight), update)
+        return loops.add_and_norm(x, product, base.bias, norm, _probability(dropout))
     return loops.add_and_norm(x, layer(inputs).to(x.dtype), None, norm, _probability(dropout))
 
 
 def hidden(x: Tensor, layer: nn.Module, dropout: Dropout) -> tuple[Tensor, Tensor]:
     """``dropout(relu(layer(x)))``; and ``x`` itself."""
-    if is_plain(layer) and is_plain(dropout, Dropout) and (loops := _loops(x)) is not None:
-        product, x = loops.projected(x, [layer.weight], [])
-        return loops.relu_dropout(product, layer.bias, _probability(dropout)), x
+    known = _known(layer)
+    if known is not None and is_plain(dropout, Dropout) and (loops := _loops(x)) is not None:
+        base, update = known
+        product, x = loops.projected(x, [base.weight], [])
+        return loops.relu_dropout(_updated(loops, x, product, update), base.bias, _probability(dropout)), x
     return dropout(F.relu(layer(x))), x
+
+
+def _known(layer: nn.Module) -> tuple[Linear, LowRank | None] | None:
+    """A plain layer, and what LoRA adds to it; None for any other."""
+    if isinstance(layer, Linear) and is_plain(layer):
+        return layer, None
+    update = low_rank(layer)
+    return None if update is None else (update.base, update)
+
+
+def _updated(loops: Any, inputs: Tensor, product: Tensor, update: LowRank | None) -> Tensor:
+    if update is None:
+        return product
+    return loops.low_rank(inputs, product, update.down, update.up, update.scale, update.dropout)
 
 
 def in_autocast(x: Tensor) -> Tensor:

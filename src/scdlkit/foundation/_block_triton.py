@@ -139,6 +139,21 @@ def _relu_dropout_back(  # type: ignore[no-untyped-def]
     tl.store(sums + program * WIDTH + columns, of_bias, mask=there)
 
 
+@triton.jit(do_not_specialize=["n_rows", "seed", "dropped"])
+def _dropped(  # type: ignore[no-untyped-def]
+    x, out, n_rows, seed, dropped, rest,
+    DROPS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    columns = tl.arange(0, BLOCK)
+    inside = (rows < n_rows)[:, None] & (columns < WIDTH)[None, :]
+    at = rows[:, None] * WIDTH + columns[None, :]
+    values = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    if DROPS:
+        values = tl.where(_stays(rows, columns, tl.load(seed), dropped), values * rest, 0.0)
+    tl.store(out + at, values, mask=inside)
+
+
 @triton.jit(do_not_specialize=["n_rows", "each"])
 def _side_by_side(  # type: ignore[no-untyped-def]
     first, second, third, together, sums, n_rows, each,
@@ -221,6 +236,15 @@ def relu_dropout_back(slope: Tensor, out: Tensor, p: float) -> tuple[Tensor, Ten
     with torch.cuda.device_of(slope):
         _relu_dropout_back[(programs,)](slope, out, of_x, sums, n_rows, each, _rest(p), **_summing(width))
     return of_x, sums.sum(0)
+
+
+def dropout(x: Tensor, seed: Tensor | None, p: float) -> Tensor:
+    """``dropout(x)`` of ``[rows, width]``; and the gradient of it from that of what it gave."""
+    n_rows, width = x.shape
+    out = torch.empty_like(x)
+    with torch.cuda.device_of(x):
+        _dropped[(triton.cdiv(n_rows, _ROWS),)](x, out, n_rows, **_dropout(x, seed, p), **_columns(width))
+    return out
 
 
 def side_by_side(parts: list[Tensor]) -> tuple[Tensor, Tensor]:
