@@ -211,7 +211,7 @@ class _LowRank(torch.autograd.Function):
         of_inner = of_out @ to_out
         return (
             _dropped(of_inner @ to_inner, seed, p).view(*slope.shape[:-1], -1) if of_input else None,
-            slope if of_product else None,
+            of_out.view(slope.shape) if of_product else None,  # of which it may have made a copy
             (of_inner.t() @ _dropped(rows, seed, p)).float() if of_down else None,
             ctx.scale * (of_out.t() @ inner).float() if of_up else None,
             None,
