@@ -183,7 +183,9 @@ class Fit:
         if self.recorder is not None and batch is not None:
             lengths = self.strategy.token_lengths(cells)
             n_tokens = 0 if lengths is None else int(lengths.max()) * len(lengths)
-            return self.recorder.run(batch, codes, weights, record=n_tokens <= _RECORDED_SHARE * self.max_tokens)
+            fits = n_tokens <= _RECORDED_SHARE * self.max_tokens
+            needs = n_tokens * self.strategy.bytes_per_token() if fits else None
+            return self.recorder.run(batch, codes, weights, needs=needs)
         on_device = (
             to_device(host_copy(part, kind, self.device), self.device)
             for part, kind in ((codes, torch.int64), (weights, torch.float32))

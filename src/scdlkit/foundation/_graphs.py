@@ -8,6 +8,7 @@ by others that count nothing, up to one of a few sizes.
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from ._packed import Packed
 from .batching import AnyBatch, Batch
 
 _SIZES = 32  # from one power of two to the next; also cells per cell that is added
-_MOST = 200  # graphs, each a few MB
+_MOST = 200  # forms of batches, of which a graph takes a few MB
 
 Step = Callable[[AnyBatch, Tensor, Tensor], Tensor]
 
@@ -64,7 +65,7 @@ class Recorder:
         self._records = True
 
     def clear(self) -> None:
-        """Before a step: no gradients."""
+        """Set all gradients back, before a step."""
         self._hold_gradients()
         for parameter in self._parameters:
             parameter.grad = None
@@ -73,32 +74,35 @@ class Recorder:
         if self._gradients:
             torch._foreach_zero_([gradient for _, gradient in self._gradients])
 
-    def run(self, batch: AnyBatch, codes: np.ndarray, weights: np.ndarray, *, record: bool = True) -> Tensor:
-        """The loss of a batch on the host, after a step on it."""
-        if not (self._records and record):
+    def run(self, batch: AnyBatch, codes: np.ndarray, weights: np.ndarray, *, needs: float | None) -> Tensor:
+        """The loss of a batch on the host, after a step on it, which needs so many bytes; None if it shall not be recorded."""
+        if not self._records or needs is None:
             return self._once(batch, codes, weights)
         filled, sizes = _filled(batch, self._longest, self._device)
         n_cells = len(codes) + _n_cells(filled) - _n_cells(batch)
         key = (type(batch), *_form(filled, sizes), n_cells)
+        if key not in self._seen and len(self._seen) >= _MOST:
+            return self._once(batch, codes, weights)
         graph = self._graphs.get(key)
-        if graph is None:
-            first = not self._seen
-            if key not in self._seen:
-                self._seen.add(key)
-                return self._tried(batch, codes, weights) if first else self._once(batch, codes, weights)
-            if len(self._graphs) >= _MOST:
-                return self._once(batch, codes, weights)
         added = (0, n_cells - len(codes))  # which weigh nothing
         ready = [*_tensors(filled), *self._on_host(np.pad(codes, added), np.pad(weights, added))]
-        if graph is None:
-            graph = self._recorded(filled, ready, [*sizes, n_cells, n_cells])
-            if graph is None:
-                return self._once(batch, codes, weights)
-            self._graphs[key] = graph
-        for place, part in zip(graph.inputs, ready, strict=True):
+        sizes = [*sizes, n_cells, n_cells]
+        inputs = self._room_for(ready, sizes) if graph is None else graph.inputs
+        for place, part in zip(inputs, ready, strict=True):
             place[: len(part)].copy_(part, non_blocking=True)
-        graph.replay()
-        return graph.loss
+        if graph is not None:
+            graph.replay()
+            return graph.loss
+        *own, on_codes, on_weights = inputs
+        given = _with_tensors(filled, iter(own))
+
+        def step() -> Tensor:
+            return self._step(given, on_codes, on_weights)
+
+        if key not in self._seen:  # what the step calls for the first time must be loaded before it can be recorded
+            self._seen.add(key)
+            return step() if len(self._seen) > 1 else self._tried(step)
+        return self._recorded(key, step, inputs, needs)
 
     @property
     def holds_memory(self) -> bool:
@@ -120,45 +124,49 @@ class Recorder:
     def _on_host(self, codes: np.ndarray, weights: np.ndarray) -> tuple[Tensor, Tensor]:
         return host_copy(codes, torch.int64, self._device), host_copy(weights, torch.float32, self._device)
 
-    def _tried(self, batch: AnyBatch, codes: np.ndarray, weights: np.ndarray) -> Tensor:
+    def _tried(self, step: Callable[[], Tensor]) -> Tensor:
         """The first step of all: if the host has to wait for the GPU within it, none can be recorded."""
         try:
             with _no_waiting():
-                return self._once(batch, codes, weights)
+                return step()
         except RuntimeError as error:
             if "synchronizing" not in str(error):
                 raise
         logger.debug("Steps are not recorded as CUDA graphs: the host waits for the GPU within them.")
         self.stop()
         self.clear()
-        return self._once(batch, codes, weights)
+        return step()
 
-    def _recorded(self, batch: AnyBatch, ready: list[Tensor], sizes: list[int]) -> _Graph | None:
+    def _recorded(self, key: Hashable, step: Callable[[], Tensor], inputs: list[Tensor], needs: float) -> Tensor:
+        """The loss of a step that is recorded first; just the loss where there is no room for a record."""
         self._hold_gradients()
-        inputs = [self._place(number, part, size) for number, (part, size) in enumerate(zip(ready, sizes, strict=True))]
-        *own, codes, weights = inputs
-        given = _with_tensors(batch, iter(own))
-        try:
-            self._pool, replay, loss = record(lambda: self._step(given, codes, weights), self._device, self._pool)
-        except torch.cuda.OutOfMemoryError:
-            logger.info("Steps are not recorded as CUDA graphs any more: the GPU has not enough memory.")
+        # asked before: an allocation that fails would spoil the record and what comes after
+        if needs > available(self._device):
+            logger.info("No further steps are recorded as CUDA graphs: the GPU has not enough memory.")
             self.stop()
-            return None
+            return step()
+        try:
+            self._pool, replay, loss = record(step, self._device, self._pool)
         except RuntimeError as error:
             error.add_note(
                 "While the step was recorded as a CUDA graph; TrainingConfig(cuda_graphs=False) does without."
             )
             raise
-        return _Graph(replay, inputs, loss)
+        self._graphs[key] = _Graph(replay, inputs, loss)
+        replay()
+        return loss
 
-    def _place(self, number: int, part: Tensor, size: int) -> Tensor:
-        """Room for an input; what is there and not filled is of another batch or the first of this one, never garbage."""
-        kind = number, part.dtype, part.shape[1:]
-        place = self._places.get(kind)
-        if place is None or len(place) < size:
-            room = 1 << (size - 1).bit_length()
-            place = self._places[kind] = part[:1].to(self._device).repeat(room, *(1 for _ in part.shape[1:]))
-        return place[:size]
+    def _room_for(self, parts: list[Tensor], sizes: list[int]) -> list[Tensor]:
+        """Where inputs go; what is there and not filled is of another batch or the first of this one, never garbage."""
+        found = []
+        for number, (part, size) in enumerate(zip(parts, sizes, strict=True)):
+            kind = number, part.dtype, part.shape[1:]
+            place = self._places.get(kind)
+            if place is None or len(place) < size:
+                room = 1 << (size - 1).bit_length()
+                place = self._places[kind] = part[:1].to(self._device).repeat(room, *(1 for _ in part.shape[1:]))
+            found.append(place[:size])
+        return found
 
     def _hold_gradients(self) -> None:
         if not self._gradients:
@@ -170,13 +178,31 @@ def record(run: Callable[[], Tensor], device: torch.device, pool: Any) -> tuple[
 
     Returns the pool of its memory, to be used by the next graph as well, how it is started, and where its result will be.
     """
-    with torch.cuda.device(device):
+    with torch.cuda.device(device), _no_garbage_collection():
         graph = torch.cuda.CUDAGraph()
         pool = torch.cuda.graph_pool_handle() if pool is None else pool
         # a thread that prepares batches may go on
         with torch.cuda.graph(graph, pool=pool, stream=_stream(device), capture_error_mode="thread_local"):
             result = run()
     return pool, graph.replay, result
+
+
+def available(device: torch.device) -> int:
+    """Bytes that a GPU has free, or that PyTorch holds there and does not use."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Nothing is thrown away meanwhile: the end of another graph would spoil the one that is recorded."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 @cache
