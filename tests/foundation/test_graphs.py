@@ -283,6 +283,29 @@ def test_options_that_go_without(monkeypatch, fits, option):
         assert not records(fit)
 
 
+def test_logits_of_its_own_are_not_passed_over(monkeypatch, fits):
+    source = fits.Source(dropout=0.0)
+    cells = fits.cells(8, source)
+    records, kind = Fit._records, get_strategy("full_finetune")
+
+    class Doubled(kind):
+        def logits(self, part):
+            return 2 * super().logits(part)
+
+    class Both(Doubled):
+        def inputs(self, part):
+            return super().inputs(part)
+
+    class Renamed(kind):
+        pass
+
+    fit = fit_of(monkeypatch, source, cells, FullFinetuneConfig(), records=False)
+    fit.device = torch.device("cuda")
+    for other, expected in ((Doubled, False), (Both, True), (Renamed, True), (kind, True)):
+        fit.strategy.__class__ = other
+        assert records(fit) == expected
+
+
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=100), st.integers(0, 60))
 def test_few_sizes(lengths, more):
     longest = max(lengths) + more

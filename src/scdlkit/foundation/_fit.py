@@ -205,7 +205,8 @@ class Fit:
     def _records(self) -> bool:
         """Whether steps may become CUDA graphs: not what exchanges gradients, is compiled, or sets generators back."""
         config, alone = self.config, self.device.type == "cuda" and self.n_processes == 1
-        return alone and config.cuda_graphs and not config.compile and not config.gradient_checkpointing
+        by_config = config.cuda_graphs and not config.compile and not config.gradient_checkpointing
+        return alone and by_config and _logits_come_from_inputs(type(self.strategy))
 
     def _recorder(self) -> Recorder:
         def step(batch: AnyBatch, codes: Tensor, weights: Tensor) -> Tensor:
@@ -298,6 +299,12 @@ class Fit:
 
 def _trained(module: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
     return [(name, value) for name, value in module.named_parameters() if value.requires_grad]
+
+
+def _logits_come_from_inputs(kind: type[GradientStrategy]) -> bool:
+    """False where a class has logits of its own and the inputs of another, which say nothing of them then."""
+    owners = {name: next(owner for owner in kind.__mro__ if name in vars(owner)) for name in ("inputs", "logits")}
+    return issubclass(owners["inputs"], owners["logits"])
 
 
 def _set_weights(module: torch.nn.Module, weights: Mapping[str, Tensor]) -> None:

@@ -225,7 +225,10 @@ class GradientStrategy(Strategy):
         """Differentiable logits ``[n, n_classes]``, on the device of ``module``."""
 
     def inputs(self, cells: CellData) -> AnyBatch | None:
-        """What ``module`` makes the logits of, on the host; None where there is more to :meth:`logits` than that."""
+        """What ``module`` makes the logits of, on the host; None where there is more to :meth:`logits` than that.
+
+        A class that overrides :meth:`logits` and wants its steps recorded as CUDA graphs overrides this as well.
+        """
         return None
 
     def batches(self, cells: CellData, batch_size: int, generator: torch.Generator) -> list[np.ndarray]:
