@@ -27,7 +27,7 @@ from scdlkit.foundation.strategies import (
 )
 from scdlkit.foundation.strategies._encoder import EncoderStrategy
 from scdlkit.foundation.strategies.bitfit import BitFit
-from scdlkit.foundation.tokens import tokenize
+from scdlkit.foundation.tokens import TokenizerConfig, tokenize
 from scdlkit.foundation.training import Trainer
 from scdlkit.foundation.vocabulary import Vocabulary
 from scdlkit.foundation.weights import load_encoder
@@ -70,7 +70,7 @@ class Source:
         return encoder.gene_embedding.weight.detach()[encoder.row_of[torch.from_numpy(token_ids.astype(np.int64))]]
 
 
-def data_of(folder, n: int) -> SimpleNamespace:
+def data_of(folder, n: int, **tokens: int) -> SimpleNamespace:
     """Tokens, frozen embedding and codes of ``n`` real cells of each of 3 types, a third of them for validation."""
     source = Source(folder)
     cells = sc.datasets.pbmc68k_reduced()
@@ -78,7 +78,7 @@ def data_of(folder, n: int) -> SimpleNamespace:
     rows = [np.flatnonzero(cells.obs["bulk_labels"] == kind)[:n] for kind in kinds]
     codes = np.repeat(np.arange(3), [len(part) for part in rows])
     ids = np.array([source.vocabulary.tokens.get(name, -1) for name in cells.raw.var_names])
-    tokens = tokenize(cells.raw.X[np.concatenate(rows)], ids)
+    tokens = tokenize(cells.raw.X[np.concatenate(rows)], ids, TokenizerConfig(**tokens))
     embedding = embed_tokens(
         load_encoder(source.checkpoint),
         tokens,
@@ -99,7 +99,7 @@ def data_of(folder, n: int) -> SimpleNamespace:
 
 @pytest.fixture(scope="module")
 def data(checkpoint):
-    return data_of(checkpoint, 20)
+    return data_of(checkpoint, 20, max_length=80)  # of 250: a contract needs no more, and bfloat16 is slow on many CPUs
 
 
 def make(case: str, data, **changes) -> EncoderStrategy:
