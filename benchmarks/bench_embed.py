@@ -130,7 +130,7 @@ def speed(arguments: argparse.Namespace) -> list[dict]:
             "upstream": lambda tokens=tokens: by_upstream(upstream, tokens),
             "upstream again (null)": lambda tokens=tokens: by_upstream(upstream, tokens),
         }
-        for precision in PRECISIONS:
+        for precision in arguments.precisions:
             runs[precision] = lambda tokens=tokens, precision=precision: embed_tokens(
                 encoder, tokens, cls_id=CLS, pad_id=PAD, device="cpu", precision=precision, progress=False
             )
@@ -232,6 +232,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=6)
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS, help="to be timed")
     parser.add_argument("--cells", type=Path, nargs="+", help="labelled h5ad files: errors and labels instead of times")
     parser.add_argument("--checkpoint", default="mini")
     parser.add_argument("--label-key", default="cell_type")
