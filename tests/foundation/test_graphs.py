@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -14,10 +15,11 @@ from hypothesis import strategies as st
 
 from scdlkit.foundation import _graphs, _packed
 from scdlkit.foundation._fit import Fit
-from scdlkit.foundation.batching import PackedBatch, packed_cells
+from scdlkit.foundation.batching import Batch, PackedBatch, packed_cells
 from scdlkit.foundation.lower_states import LowerStates
 from scdlkit.foundation.strategies import (
     AdapterConfig,
+    AnyPeftConfig,
     FullFinetuneConfig,
     IA3Config,
     LoRAConfig,
@@ -56,6 +58,7 @@ def recordings(monkeypatch, fits):
     monkeypatch.setattr(_graphs, "record", found.record)
     monkeypatch.setattr(_graphs, "available", lambda device: found.available)
     monkeypatch.setattr(_graphs, "_no_waiting", nullcontext)
+    monkeypatch.setattr(_graphs, "_host_numbers", lambda: torch.zeros(1))  # on a CPU all numbers are the host's
     monkeypatch.setattr(_packed, "_flash_kernel", lambda: fits.attend_by_cell)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     return found
@@ -168,6 +171,65 @@ def test_where_the_host_waits_nothing_is_recorded(monkeypatch, fits, recordings)
     assert not recordings.replays and len(calls) == 4
 
 
+def test_where_the_host_waits_in_a_later_form_the_step_is_repeated_as_a_whole(monkeypatch, fits, recordings):
+    source = fits.Source(dropout=0.0)
+    cells = fits.cells(21, source)
+    plain, waiting = (
+        fit_of(monkeypatch, source, cells, FullFinetuneConfig(), records=records, accumulation=2)
+        for records in (False, True)
+    )
+    many, few = np.arange(16), np.arange(16, 21)  # pieces of three cells and of two
+    for _ in range(2):
+        same(gradients(waiting, many), gradients(plain, many))
+    assert len(recordings.replays) == 2
+    expected, backward, calls = gradients(plain, few), Fit._backward, []
+
+    def waits(self, *args):
+        calls.append(1)
+        if len(calls) == 2:  # where there are gradients of the first piece already
+            raise RuntimeError("called a synchronizing CUDA operation")
+        return backward(self, *args)
+
+    monkeypatch.setattr(Fit, "_backward", waits)
+    for _ in range(2):
+        same(gradients(waiting, few), expected)
+    assert len(calls) == 6 and not waiting.recorder.holds_memory
+
+
+def test_where_the_host_draws_numbers_nothing_is_recorded(monkeypatch, fits, recordings, caplog):
+    """As peft's LoHa does to pass a module over, which a record would do for ever or never."""
+    monkeypatch.setattr(_graphs, "_host_numbers", torch.get_rng_state)
+    source = fits.Source(dropout=0.0)
+    cells = fits.cells(8, source)
+    for config, draws in ((IA3Config(), False), (AnyPeftConfig(peft_type="LOHA", settings={"r": 2}), True)):
+        fit = fit_of(monkeypatch, source, cells, config, records=True)
+        fit.module.train()
+        with caplog.at_level("INFO", "scdlkit"):
+            for _ in range(4):
+                fit.gradients(np.arange(8))
+        assert recordings.replays == [3]  # of the first
+        assert ("draws random numbers" in caplog.text) == draws != fit.recorder.holds_memory
+
+
+def test_a_parameter_that_gets_its_first_gradient_later(monkeypatch, fits, recordings):
+    one, other = (torch.nn.Parameter(torch.zeros(1)) for _ in range(2))
+    recorder = _graphs.Recorder([one, other], longest=9, device=CPU)
+
+    def step(batch, codes, weights):
+        loss = (one + (other if len(batch.gene_ids) > 8 else 0)).sum() * weights.sum()
+        loss.backward()
+        return loss.detach()
+
+    for size in (8, 9, 9, 8, 9):
+        ids = torch.zeros(size, 1, dtype=torch.int64)
+        recorder.clear()
+        batch = Batch(ids, ids.float(), None)
+        recorder.run(step, batch, np.zeros(size, np.int64), np.ones(size, np.float32), needs=0.0)
+        assert float(one.grad) == size
+        assert float(0 if other.grad is None else other.grad) == (size if size == 9 else 0)
+    assert recordings.replays == [2, 1]
+
+
 def test_other_errors_of_the_first_step_are_raised(monkeypatch, fits, recordings):
     source = fits.Source(dropout=0.0)
     fit = fit_of(monkeypatch, source, fits.cells(8, source), FullFinetuneConfig(), records=True)
@@ -269,6 +331,44 @@ def test_the_best_epoch_has_let_go_of_them(monkeypatch, fits, recordings):
     assert sum(recordings.replays) and not made[0].recorder.holds_memory
 
 
+def test_nothing_is_left_of_a_fit(monkeypatch, fits, recordings):
+    """Optimizer and gradients must not wait for a garbage collection, while the next strategy wants the memory."""
+    source = fits.Source(dropout=0.0)
+    train = fits.cells(16, source)
+    made = []
+    monkeypatch.setattr(Fit, "_records", lambda self: made.append(weakref.ref(self)) or True)
+    gc.disable()
+    try:
+        fits.fit(train, train, source, max_epochs=6, patience=6)
+        assert sum(recordings.replays) and made[0]() is None
+    finally:
+        gc.enable()
+
+
+def test_records_make_room_for_validation(monkeypatch, fits, recordings):
+    source = fits.Source(dropout=0.0)
+    cells = fits.cells(16, source)
+    fit = fit_of(monkeypatch, source, cells, FullFinetuneConfig(), records=True)
+    expected = fit.probabilities(cells, 3)
+    kind, found = type(fit.strategy), []
+    probabilities = kind.probabilities
+
+    def full(self, *args):
+        found.append(fit.recorder.holds_memory)
+        if found[-1] or len(found) > 2:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return probabilities(self, *args)
+
+    for _ in range(2):
+        fit.gradients(np.arange(8))
+    monkeypatch.setattr(kind, "probabilities", full)
+    fit.module.eval()
+    np.testing.assert_allclose(fit.probabilities(cells, 3), expected, atol=1e-6)
+    assert found == [True, False]
+    with pytest.raises(torch.cuda.OutOfMemoryError):  # as ever where there is nothing to give back
+        fit.probabilities(cells, 3)
+
+
 @pytest.mark.parametrize("option", ["cuda_graphs", "compile", "gradient_checkpointing"])
 def test_options_that_go_without(monkeypatch, fits, option):
     source = fits.Source(dropout=0.0)
@@ -278,6 +378,8 @@ def test_options_that_go_without(monkeypatch, fits, option):
         fit = fit_of(monkeypatch, source, cells, FullFinetuneConfig(), records=False, **{option: value})
         assert not records(fit)  # on a CPU
         fit.device = torch.device("cuda")
+        assert not records(fit)  # in float32
+        fit._dtype = torch.bfloat16
         assert records(fit) == (value == (option == "cuda_graphs"))
         fit.n_processes = 2
         assert not records(fit)
@@ -300,7 +402,7 @@ def test_logits_of_its_own_are_not_passed_over(monkeypatch, fits):
         pass
 
     fit = fit_of(monkeypatch, source, cells, FullFinetuneConfig(), records=False)
-    fit.device = torch.device("cuda")
+    fit.device, fit._dtype = torch.device("cuda"), torch.bfloat16
     for other, expected in ((Doubled, False), (Both, True), (Renamed, True), (kind, True)):
         fit.strategy.__class__ = other
         assert records(fit) == expected

@@ -16,7 +16,7 @@ from scdlkit._settings import logger
 from ._adamw import AdamW
 from ._compiled import compile_blocks, release_blocks
 from ._device import autocast_dtype
-from ._graphs import Recorder
+from ._graphs import Recorder, Unrecordable
 from ._overlap import host_copy, on_host, prepared, to_device
 from ._preflight import pieces, preflight, token_budget
 from ._processes import join
@@ -146,17 +146,15 @@ class Fit:
             parts = pieces(np.arange(n_cells), lengths, at_least=at_least, max_tokens=self.max_tokens)
             try:
                 return self._gradients(own, parts, share)
+            except Unrecordable:
+                continue
             except torch.cuda.OutOfMemoryError as error:
-                held = recorder is not None and recorder.holds_memory
                 # the others wait for this one, or nothing to cut
-                if not held and (self.n_processes > 1 or len(parts) == n_cells):
+                if not self._holds_records and (self.n_processes > 1 or len(parts) == n_cells):
                     error.add_note("Lower batch_size, raise accumulation, or set gradient_checkpointing=True.")
                     raise
             # out of the handler, whose traceback holds on to the tensors
-            if recorder is not None:
-                recorder.stop()
-            torch.cuda.empty_cache()
-            if held:  # what recorded steps held is free now
+            if self._forget_records():
                 continue
             self.progress.accumulation = 2 * len(parts)
             logger.warning(
@@ -185,12 +183,15 @@ class Fit:
             n_tokens = 0 if lengths is None else int(lengths.max()) * len(lengths)
             fits = n_tokens <= _RECORDED_SHARE * self.max_tokens
             needs = n_tokens * self.strategy.bytes_per_token() if fits else None
-            return self.recorder.run(batch, codes, weights, needs=needs)
+            return self.recorder.run(self._step_on, batch, codes, weights, needs=needs)
         on_device = (
             to_device(host_copy(part, kind, self.device), self.device)
             for part, kind in ((codes, torch.int64), (weights, torch.float32))
         )
         return self._backward(lambda: self.strategy.logits(cells), *on_device)
+
+    def _step_on(self, batch: AnyBatch, codes: Tensor, weights: Tensor) -> Tensor:
+        return self._backward(lambda: self.wrapped(batch), codes, weights)
 
     def _backward(self, logits: Callable[[], Tensor], codes: Tensor, weights: Tensor) -> Tensor:
         with self.autocast():
@@ -203,18 +204,41 @@ class Fit:
         return loss.detach()
 
     def _records(self) -> bool:
-        """Whether steps may become CUDA graphs: not what exchanges gradients, is compiled, or sets generators back."""
+        """Whether steps may become CUDA graphs: not what exchanges gradients, is compiled, or sets generators back.
+
+        Nor in float32, which keeps a GPU busy, and whose padded cells have a form of their own nearly every time.
+        """
         config, alone = self.config, self.device.type == "cuda" and self.n_processes == 1
         by_config = config.cuda_graphs and not config.compile and not config.gradient_checkpointing
-        return alone and by_config and _logits_come_from_inputs(type(self.strategy))
+        return alone and by_config and self._dtype is not None and _logits_come_from_inputs(type(self.strategy))
 
     def _recorder(self) -> Recorder:
-        def step(batch: AnyBatch, codes: Tensor, weights: Tensor) -> Tensor:
-            return self._backward(lambda: self.wrapped(batch), codes, weights)
-
         parameters = [value for _, value in _trained(self.module)]
         longest = 0 if self.lengths is None else int(self.lengths.max())
-        return Recorder(step, parameters, longest=longest, device=self.device)
+        return Recorder(parameters, longest=longest, device=self.device)
+
+    @property
+    def _holds_records(self) -> bool:
+        return self.recorder is not None and self.recorder.holds_memory
+
+    def _forget_records(self) -> bool:
+        """Give the GPU free what it does not use; whether recorded steps were part of that, of which there are none now."""
+        held = self._holds_records
+        if self.recorder is not None:
+            self.recorder.stop()
+        torch.cuda.empty_cache()
+        return held
+
+    def probabilities(self, cells: CellData, n_classes: int) -> np.ndarray:
+        """Of the classes of some cells, float32 ``[cells, classes]``, by the weights as they are."""
+        with self.autocast():
+            try:
+                return self.strategy.probabilities(cells, n_classes)
+            except torch.cuda.OutOfMemoryError:
+                if not self._holds_records:
+                    raise
+            self._forget_records()
+            return self.strategy.probabilities(cells, n_classes)
 
     def compile(self) -> None:
         """Compile what the config asks for, by steps that change nothing."""

@@ -31,6 +31,10 @@ _MOST = 200  # forms of batches, of which a graph takes a few MB
 Step = Callable[[AnyBatch, Tensor, Tensor], Tensor]
 
 
+class Unrecordable(Exception):
+    """A step was left in the middle, since the host waits for the GPU within it. No step is recorded any more; repeat it."""
+
+
 class _Graph(NamedTuple):
     replay: Callable[[], None]
     inputs: list[Tensor]  # which it reads
@@ -42,10 +46,6 @@ class Recorder:
 
     Parameters
     ----------
-    step
-        Of a batch, the codes of its cells (int64) and their weights in the loss (float32), all on the device: adds to the
-        gradients of ``parameters`` and returns the loss. It must read nothing else that changes from call to call, other
-        than parameters.
     parameters
         That get gradients.
     longest
@@ -54,10 +54,10 @@ class Recorder:
         Where.
     """
 
-    def __init__(self, step: Step, parameters: Iterable[Tensor], *, longest: int, device: torch.device) -> None:
-        self._step, self._longest, self._device = step, longest, device
+    def __init__(self, parameters: Iterable[Tensor], *, longest: int, device: torch.device) -> None:
+        self._longest, self._device = longest, device
         self._parameters = list(parameters)
-        self._gradients: list[tuple[Tensor, Tensor]] = []  # of the parameters, where graphs leave them
+        self._gradients: dict[Tensor, Tensor] = {}  # of parameters, where graphs leave them
         self._seen: set[Hashable] = set()
         self._graphs: dict[Hashable, _Graph] = {}
         self._places: dict[Hashable, Tensor] = {}  # of inputs, shared by all graphs
@@ -66,23 +66,41 @@ class Recorder:
 
     def clear(self) -> None:
         """Set all gradients back, before a step."""
-        self._hold_gradients()
+        if self._records:
+            self._hold_gradients()
         for parameter in self._parameters:
-            parameter.grad = None
-        for parameter, gradient in self._gradients:
-            parameter.grad = gradient
+            parameter.grad = self._gradients.get(parameter)
         if self._gradients:
-            torch._foreach_zero_([gradient for _, gradient in self._gradients])
+            torch._foreach_zero_(list(self._gradients.values()))
 
-    def run(self, batch: AnyBatch, codes: np.ndarray, weights: np.ndarray, *, needs: float | None) -> Tensor:
-        """The loss of a batch on the host, after a step on it, which needs so many bytes; None if it shall not be recorded."""
+    def run(
+        self, step: Step, batch: AnyBatch, codes: np.ndarray, weights: np.ndarray, *, needs: float | None
+    ) -> Tensor:
+        """The loss of a batch on the host, after a step on it.
+
+        Parameters
+        ----------
+        step
+            The same at every call: of a batch, the codes of its cells (int64) and their weights in the loss (float32), all
+            on the device, adds to the gradients of the parameters and returns the loss. It must read nothing else on the
+            host that changes from call to call.
+        batch, codes, weights
+            Of the step.
+        needs
+            Bytes that it takes; None if it shall not be recorded.
+
+        Raises
+        ------
+        Unrecordable
+            If the step could not be tried; what it and earlier ones left in the gradients is to be set back.
+        """
         if not self._records or needs is None:
-            return self._once(batch, codes, weights)
+            return self._once(step, batch, codes, weights)
         filled, sizes = _filled(batch, self._longest, self._device)
         n_cells = len(codes) + _n_cells(filled) - _n_cells(batch)
         key = (type(batch), *_form(filled, sizes), n_cells)
         if key not in self._seen and len(self._seen) >= _MOST:
-            return self._once(batch, codes, weights)
+            return self._once(step, batch, codes, weights)
         graph = self._graphs.get(key)
         added = (0, n_cells - len(codes))  # which weigh nothing
         ready = [*_tensors(filled), *self._on_host(np.pad(codes, added), np.pad(weights, added))]
@@ -96,13 +114,13 @@ class Recorder:
         *own, on_codes, on_weights = inputs
         given = _with_tensors(filled, iter(own))
 
-        def step() -> Tensor:
-            return self._step(given, on_codes, on_weights)
+        def again() -> Tensor:
+            return step(given, on_codes, on_weights)
 
         if key not in self._seen:  # what the step calls for the first time must be loaded before it can be recorded
             self._seen.add(key)
-            return step() if len(self._seen) > 1 else self._tried(step)
-        return self._recorded(key, step, inputs, needs)
+            return self._tried(again)
+        return self._recorded(key, again, inputs, needs)
 
     @property
     def holds_memory(self) -> bool:
@@ -114,28 +132,32 @@ class Recorder:
         self._records = False
         self._graphs.clear()
         self._places.clear()
+        self._gradients.clear()
         self._pool = None
 
-    def _once(self, batch: AnyBatch, codes: np.ndarray, weights: np.ndarray) -> Tensor:
-        return self._step(
-            batch.to(self._device), *(to_device(part, self._device) for part in self._on_host(codes, weights))
-        )
+    def _once(self, step: Step, batch: AnyBatch, codes: np.ndarray, weights: np.ndarray) -> Tensor:
+        return step(batch.to(self._device), *(to_device(part, self._device) for part in self._on_host(codes, weights)))
 
     def _on_host(self, codes: np.ndarray, weights: np.ndarray) -> tuple[Tensor, Tensor]:
         return host_copy(codes, torch.int64, self._device), host_copy(weights, torch.float32, self._device)
 
     def _tried(self, step: Callable[[], Tensor]) -> Tensor:
-        """The first step of all: if the host has to wait for the GPU within it, none can be recorded."""
+        """The first step of a form: where the host takes part in it, none can be recorded."""
+        before, loss = _host_numbers(), None
         try:
             with _no_waiting():
-                return step()
+                loss = step()
         except RuntimeError as error:
             if "synchronizing" not in str(error):
                 raise
-        logger.debug("Steps are not recorded as CUDA graphs: the host waits for the GPU within them.")
+        if loss is not None and torch.equal(before, _host_numbers()):
+            return loss
+        reason = "waits for the GPU" if loss is None else "draws random numbers"
+        logger.info("Steps are not recorded as CUDA graphs: the host %s within them.", reason)
         self.stop()
-        self.clear()
-        return step()
+        if loss is None:  # out of the handler, whose traceback holds on to the tensors
+            raise Unrecordable
+        return loss
 
     def _recorded(self, key: Hashable, step: Callable[[], Tensor], inputs: list[Tensor], needs: float) -> Tensor:
         """The loss of a step that is recorded first; just the loss where there is no room for a record."""
@@ -169,8 +191,9 @@ class Recorder:
         return found
 
     def _hold_gradients(self) -> None:
-        if not self._gradients:
-            self._gradients = [(value, value.grad) for value in self._parameters if value.grad is not None]
+        for parameter in self._parameters:
+            if parameter.grad is not None:
+                self._gradients.setdefault(parameter, parameter.grad)
 
 
 def record(run: Callable[[], Tensor], device: torch.device, pool: Any) -> tuple[Any, Callable[[], None], Tensor]:
@@ -178,11 +201,16 @@ def record(run: Callable[[], Tensor], device: torch.device, pool: Any) -> tuple[
 
     Returns the pool of its memory, to be used by the next graph as well, how it is started, and where its result will be.
     """
-    with torch.cuda.device(device), _no_garbage_collection():
+    with (
+        torch.cuda.device(device),
+        torch.cuda.stream(torch.cuda.current_stream()),  # where a record that fails would not lead back
+        _no_garbage_collection(),
+    ):
         graph = torch.cuda.CUDAGraph()
         pool = torch.cuda.graph_pool_handle() if pool is None else pool
+        stream = _stream(torch.cuda.current_device())
         # a thread that prepares batches may go on
-        with torch.cuda.graph(graph, pool=pool, stream=_stream(device), capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             result = run()
     return pool, graph.replay, result
 
@@ -206,9 +234,14 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 @cache
-def _stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all recordings: cuBLAS keeps some memory for each."""
-    return torch.cuda.Stream(device)
+def _stream(index: int) -> torch.cuda.Stream:
+    """One for all recordings on a GPU: cuBLAS keeps some memory for each."""
+    return torch.cuda.Stream(index)
+
+
+def _host_numbers() -> Tensor:
+    """Where PyTorch's random numbers of the host stand, which a record would not draw again."""
+    return torch.get_rng_state()
 
 
 @contextmanager

@@ -30,7 +30,9 @@ def low_rank(layer: nn.Module) -> LowRank | None:
         return None
     found: Any = layer
     names = found.active_adapters
-    if found.disable_adapters or found.merged or len(names) != 1 or names[0] in found.lora_variant:
+    if found.disable_adapters or found.merged or len(names) != 1:
+        return None
+    if names[0] not in found.lora_A or names[0] in found.lora_variant:
         return None
     base, down, up, dropout = (
         found.base_layer, *(parts[names[0]] for parts in (found.lora_A, found.lora_B, found.lora_dropout))

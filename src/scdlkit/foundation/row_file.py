@@ -11,6 +11,7 @@ import os
 import tempfile
 import threading
 import weakref
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -115,8 +116,10 @@ class RowFile:
         size = self.row_bytes
         stretches = list(zip((starts[first] * size).tolist(), (ends[last] * size).tolist(), strict=True))
         if hasattr(os, "posix_fadvise"):  # the disk fetches what is not in memory in any order, many at a time
-            for start, end in stretches:
-                os.posix_fadvise(self.file.fileno(), start, end - start, os.POSIX_FADV_WILLNEED)
+            with suppress(OSError):  # a hint
+                for start, end in stretches:
+                    if end > start:  # else the rest of the file
+                        os.posix_fadvise(self.file.fileno(), start, end - start, os.POSIX_FADV_WILLNEED)
         with self._lock:
             for start, end in stretches:
                 self.file.seek(start)

@@ -143,8 +143,7 @@ class Trainer:
             ) as bar:
                 while not progress.finished:
                     train_loss = fit.run_epoch(bar)
-                    with fit.autocast():
-                        probabilities = strategy.probabilities(val, n_classes)
+                    probabilities = fit.probabilities(val, n_classes)
                     row = {
                         "epoch": progress.epoch,
                         "train_loss": train_loss,
