@@ -2,11 +2,12 @@
 
     python benchmarks/bench_gpu.py [--tokens 1024] [--cells 4096] [--repeats 5] [--json gpu.json]
 
-Random weights in the shape of whole-human; training once without CUDA graphs as well. Flash attention must run: the profiler is asked whether it does, and the
-benchmark fails if not. All cells have as many tokens, but for the rows where lengths differ by half. Everything runs
-interleaved in one process, embedding and training a second time against themselves (null control), and between them one
-large bf16 product, which is the ceiling. Cells/s and shares are medians, times are wall times to the arrays on the host or
-to the end of the last step. Without a CUDA device it says so and ends.
+Random weights in the shape of whole-human; training once without CUDA graphs as well. Flash attention must run: the profiler
+is asked whether it does, and the benchmark fails if not. All cells have as many tokens, but for the rows where lengths
+differ by half. Everything runs interleaved in one process, embedding and training a second time against themselves (null
+control), and between them one large bf16 product, which is the ceiling. Cells/s and shares are medians, times are wall
+times to the arrays on the host or to the end of the last step; memory is what PyTorch took from the GPU while a row ran for
+the first times. Without a CUDA device it says so and ends.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from scdlkit.foundation.strategies import build_strategies
 
 SHAPE = ScGPTConfig(N_TOKENS, 512, 8, 512, 12)
 BATCH = 64
+OTHERS = ("lora", "adapter", "ia3", "bitfit")
 _SIDE = 8192  # of the matrices
 _NULL = " again (null)"
 
@@ -121,35 +123,45 @@ def main() -> None:
         special = {"cls_id": CLS, "pad_id": PAD, "progress": False}
         return lambda: embed_tokens(encoder, cells, device=device, precision=precision, **special)
 
-    # how many cells, how many operations, what is run
+    def epochs(cells: CellData = trained, name: str = "full_finetune", **options: bool):
+        return lambda: training(source, cells, device, name, **options)
+
+    # how many cells, how many operations, what makes what is run
     work = operations(alike)
     # twice as much on the way back, if weights have gradients
     step, mixed_step = (3 * operations(cells.lengths[:n_trained]) for cells in (tokens, mixed))
     cases = {
-        "matrix product": (0, 10 * 2.0 * _SIDE**3, product(device)),
-        "embed": (len(alike), work, embedding(tokens)),
-        "embed" + _NULL: (len(alike), work, embedding(tokens)),
-        "embed, fp16": (len(alike), work, embedding(tokens, "fp16")),
-        "embed, fp16, mixed lengths": (len(alike), operations(mixed.lengths), embedding(mixed, "fp16")),
-        "full_finetune": (n_trained, step, training(source, trained, device)),
-        "full_finetune" + _NULL: (n_trained, step, training(source, trained, device)),
-        "full_finetune, mixed lengths": (n_trained, mixed_step, training(source, trained_mixed, device)),
-        "full_finetune, no graphs": (n_trained, step, training(source, trained, device, cuda_graphs=False)),
-        "full_finetune, compiled": (n_trained, step, training(source, trained, device, compile=True)),
-        "lora": (n_trained, step, training(source, trained, device, "lora")),
+        "matrix product": (0, 10 * 2.0 * _SIDE**3, lambda: product(device)),
+        "embed": (len(alike), work, lambda: embedding(tokens)),
+        "embed" + _NULL: (len(alike), work, lambda: embedding(tokens)),
+        "embed, fp16": (len(alike), work, lambda: embedding(tokens, "fp16")),
+        "embed, fp16, mixed lengths": (len(alike), operations(mixed.lengths), lambda: embedding(mixed, "fp16")),
+        "full_finetune": (n_trained, step, epochs()),
+        "full_finetune" + _NULL: (n_trained, step, epochs()),
+        "full_finetune, mixed lengths": (n_trained, mixed_step, epochs(trained_mixed)),
+        "full_finetune, no graphs": (n_trained, step, epochs(cuda_graphs=False)),
+        "full_finetune, mixed lengths, no graphs": (n_trained, mixed_step, epochs(trained_mixed, cuda_graphs=False)),
+        "full_finetune, compiled": (n_trained, step, epochs(compile=True)),
+        **{name: (n_trained, step, epochs(name=name)) for name in OTHERS},
     }
-    kernels = {}
-    for name, (n_cells, _, run) in cases.items():
+    kernels, runs, memory = {}, {}, {}
+    for name, (n_cells, _, make) in cases.items():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_reserved()
+        run = runs[name] = make()
         # with all that is compiled, planned or recorded
-        print(f"{name}: the first time {seconds_of(run):.1f} s, the second {seconds_of(run):.1f} s", flush=True)
+        first, second = seconds_of(run), seconds_of(run)
+        memory[name] = (torch.cuda.max_memory_reserved() - before) / 1e9
+        print(f"{name}: the first time {first:.1f} s, the second {second:.1f} s, {memory[name]:.1f} GB", flush=True)
         if n_cells and not name.endswith(_NULL):
             kernels[name] = attention_kernels(run)
             if not any("flash" in kernel.lower() for kernel in kernels[name]):
                 raise SystemExit(f"{name}: no flash attention ran, only {', '.join(kernels[name]) or 'none at all'}.")
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for repeat in range(arguments.repeats):
-        for name, (n_cells, _, run) in cases.items():
-            seconds[name].append(seconds_of(run))
+        for name, (n_cells, _, _) in cases.items():
+            seconds[name].append(seconds_of(runs[name]))
             print(f"{repeat + 1}: {name} {n_cells / seconds[name][-1]:.0f} cells/s", flush=True)
     ceiling = cases["matrix product"][1] / np.array(seconds["matrix product"])
     nulls = {name: np.array(seconds[name]) / np.array(seconds[name + _NULL]) for name in ("embed", "full_finetune")}
@@ -172,6 +184,7 @@ def main() -> None:
                 "share_of_ceiling": float(np.median(shares)),
                 "lowest": float(shares.min()),
                 "highest": float(shares.max()),
+                "gigabytes": memory[name],
                 "null": float(np.median(nulls["embed" if "embed" in name else "full_finetune"])),
                 "repeats": arguments.repeats,
                 "attention": kernels.get(name, []),
@@ -179,8 +192,8 @@ def main() -> None:
         )
         if n_cells:
             print(
-                "{what:30} {cells_per_second:9.1f} cells/s {tflops:7.1f} TFLOP/s  {share_of_ceiling:6.1%} of the ceiling "
-                "[{lowest:.1%} - {highest:.1%}]".format(**rows[-1])
+                "{what:40} {cells_per_second:9.1f} cells/s {tflops:7.1f} TFLOP/s  {share_of_ceiling:6.1%} of the ceiling "
+                "[{lowest:.1%} - {highest:.1%}] {gigabytes:5.1f} GB".format(**rows[-1])
             )
     write_report(arguments.json, __file__, rows)
 

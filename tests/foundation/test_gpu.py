@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from scdlkit.foundation import _graphs
 from scdlkit.foundation._fit import Fit
 from scdlkit.foundation._random import seeded
 from scdlkit.foundation.batching import collate
@@ -17,6 +18,7 @@ from scdlkit.foundation.inference import embed_tokens
 from scdlkit.foundation.lower_states import LowerStates
 from scdlkit.foundation.strategies import (
     AdapterConfig,
+    AnyPeftConfig,
     BitFitConfig,
     CellData,
     FullFinetuneConfig,
@@ -170,19 +172,51 @@ def test_recorded_steps_draw_dropout_anew(data, fits):
     assert len({round(loss, 4) for loss in losses[1]}) == 5
 
 
-@pytest.mark.parametrize("kind", [FullFinetuneConfig, LoRAConfig])
-def test_recorded_fits_learn_the_same(data, kind, caplog):
+@pytest.fixture
+def replays(monkeypatch):
+    """Grows with every step that a graph repeats."""
+    found, record = [], _graphs.record
+
+    def counted(*arguments):
+        pool, replay, loss = record(*arguments)
+        return pool, lambda: (found.append(1), replay()), loss
+
+    monkeypatch.setattr(_graphs, "record", counted)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (FullFinetuneConfig, {}),
+        (FullFinetuneConfig, {"precision": "fp16"}),  # with scaled losses
+        (FullFinetuneConfig, {"accumulation": 2}),
+        (LoRAConfig, {}),
+    ],
+)
+def test_recorded_fits_learn_the_same(data, replays, kind, options):
     train, val, source = data
     found = []
     for graphs in (False, True):
-        training = TrainingConfig(batch_size=16, max_epochs=5, learning_rate=1e-3, cuda_graphs=graphs)
+        assert not replays
+        training = TrainingConfig(batch_size=16, max_epochs=5, learning_rate=1e-3, cuda_graphs=graphs, **options)
         strategy = get_strategy(kind.strategy)(kind(training=training))
         strategy.source = source
-        with caplog.at_level("DEBUG", "scdlkit"):
-            strategy.fit(train, val, n_classes=3, seed=1, device="cuda", trainer=Trainer(progress=False))
+        strategy.fit(train, val, n_classes=3, seed=1, device="cuda", trainer=Trainer(progress=False))
         found.append(strategy.predict_proba(val))
-    assert "not recorded" not in caplog.text
+    assert len(replays) > 50  # of 95 steps
     assert np.abs(found[0] - found[1]).max() < 0.1
+
+
+def test_what_the_host_draws_is_not_repeated(data, replays, caplog):
+    """peft's LoHa asks the host's generator in every step whether it passes a module over."""
+    train, val, source = data
+    training = TrainingConfig(batch_size=16, max_epochs=1)
+    strategy = get_strategy("any_peft")(AnyPeftConfig(peft_type="LOHA", settings={"r": 2}, training=training))
+    strategy.source = source
+    with caplog.at_level("INFO", "scdlkit"):
+        strategy.fit(train, val, n_classes=3, seed=1, device="cuda", trainer=Trainer(progress=False))
+    assert "draws random numbers" in caplog.text and not replays
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # PyTorch's reasons against every other kernel

@@ -1,8 +1,8 @@
 """Loops between the matrix products of a block that trains on a CUDA device, each one pass over the memory.
 
 Rows are tokens, in half precision; sums are float32. Dropout decides about an element by a hash of its place and of a number
-on the device, so that the way back finds the same ones without having kept them. What is summed over all tokens is summed by many programs, each over
-rows of its own and as many whatever the device, so that the result does not depend on it.
+on the device, so that the way back finds the same ones without having kept them. What is summed over all tokens is summed
+by many programs, each over rows of its own and as many whatever the device, so that the result does not depend on it.
 """
 
 from __future__ import annotations
