@@ -126,8 +126,8 @@ class TrainingConfig(Config):
         repeat the record for all further ones: asking takes a host longer than computing takes a fast GPU. Only for
         strategies that train inside the encoder in mixed precision, and not with several processes, ``compile`` or
         ``gradient_checkpointing``. It holds on to the memory of one step, next to what other steps take, and is given up
-        where that is too much, or where the host takes part in a step. Batches without padding are filled up by 1 % on average, with cells that count nothing. The result is the same but for
-        rounding and for what dropout draws.
+        where that is too much, or where the host takes part in a step. Batches without padding are filled up by 1 % on
+        average, with cells that count nothing. The result is the same but for rounding and for what dropout draws.
 
     Raises
     ------
