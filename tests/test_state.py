@@ -232,15 +232,17 @@ def test_ctrl_c_before_anything_is_finished(blood, checkpoint, interrupted_in, c
 
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
 def test_a_real_interrupt(tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, SCRIPT, "interrupt", str(tmp_path)], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
-    )
-    state = tmp_path / "training" / "cell-0-0" / "a%2Fb%20adapter.training.pt"
-    deadline = time.monotonic() + 300
-    while not state.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    error = process.communicate(timeout=200)[1]
+    command = [sys.executable, SCRIPT, "interrupt", str(tmp_path)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
+        try:
+            state = tmp_path / "training" / "cell-0-0" / "a%2Fb%20adapter.training.pt"
+            deadline = time.monotonic() + 300
+            while not state.exists() and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.1)
+            process.send_signal(signal.SIGINT)
+            error = process.communicate(timeout=200)[1]
+        finally:
+            process.kill()  # it would go on for ever
     assert process.returncode == 0, error
     assert "Interrupted: a/b adapter, head not finished" in error
     assert json.loads((tmp_path / "labels.json").read_text())[0] == "frozen_probe"
