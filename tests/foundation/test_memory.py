@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import ctypes
 import gc
 import mmap
+import sys
 import time
 
 import numpy as np
@@ -28,3 +30,20 @@ def test_nothing_used_and_errors_pass() -> None:
     with pytest.raises(KeyError), memory:
         raise KeyError("x")
     assert 0 <= memory.host_mb < 50
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="malloc is not that of glibc"
+)
+def test_what_was_freed_before_counts_again() -> None:
+    """Blocks small enough to be malloc's own, which holds on to them while something lies behind them."""
+
+    def work() -> list[bytearray]:
+        return [bytearray(60_000) for _ in range(2_000)]
+
+    blocks = work()
+    behind = bytearray(60_000)
+    del blocks
+    with PeakMemory(interval=0.001) as memory:
+        blocks = work()
+    assert memory.mb > 100 and len(behind) == len(blocks[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 import threading
 from types import TracebackType
@@ -16,8 +17,8 @@ class PeakMemory:
     """Measures the peak of memory while its block runs, above what was in use at the start.
 
     Host memory is the resident set of this process, sampled by a thread, so a peak shorter than ``interval`` may be
-    missed, and memory that the process had freed but still held does not count. On CUDA devices the peak comes from
-    PyTorch's allocator and is exact.
+    missed. What the process has freed and still holds is given back to the system first, where that is possible (glibc);
+    elsewhere it does not count. On CUDA devices the peak comes from PyTorch's allocator and is exact.
 
     Parameters
     ----------
@@ -52,6 +53,7 @@ class PeakMemory:
             torch = sys.modules["torch"]  # whoever computes on CUDA has imported it
             torch.cuda.reset_peak_memory_stats(self._cuda)
             self._device_start = torch.cuda.memory_allocated(self._cuda)
+        _give_back()
         self._start = self._peak = self._process.memory_info().rss
         self._stop.clear()
         self._thread = threading.Thread(target=self._sample, daemon=True)
@@ -72,3 +74,9 @@ class PeakMemory:
     def _sample(self) -> None:
         while not self._stop.wait(self._interval):
             self._peak = max(self._peak, self._process.memory_info().rss)
+
+
+def _give_back() -> None:
+    """Else what one training has freed would be used by the next, which would seem to need nothing."""
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)
