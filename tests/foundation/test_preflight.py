@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,8 +26,13 @@ def test_pieces_keep_the_cells_and_the_budget(lengths, at_least, max_tokens):
     assert len(pieces(rows, None, at_least=1, max_tokens=1)) == 1
 
 
-def test_budget():
-    assert token_budget(CPU, 1e9) == _preflight.MAX_TRAINING_TOKENS["cpu"]
+def test_budget(monkeypatch):
+    machine = SimpleNamespace(total=16 * 2**30)
+    monkeypatch.setattr(_preflight.psutil, "virtual_memory", lambda: machine)
+    most = _preflight.MAX_TRAINING_TOKENS["cpu"]
+    assert token_budget(CPU, 0.0) == token_budget(CPU, 1000.0) == most
+    assert token_budget(CPU, 320_000.0) == int(0.4 * 16 * 2**30 / 320_000) < most  # whole-human, on a laptop
+    assert token_budget(CPU, 1e12) == 1
 
 
 def test_preflight_tries_the_most_costly_step_and_logs_long_runs(caplog, monkeypatch):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import psutil
 import torch
 
 from scdlkit._settings import logger
@@ -15,17 +16,20 @@ from ._memory import PeakMemory
 
 MAX_TRAINING_TOKENS = {"cpu": 32_768, "mps": 32_768}  # padded tokens of a forward and backward pass
 _SHARE_OF_MEMORY = 0.7  # of a CUDA device, for what the blocks keep for the way back
+_SHARE_OF_HOST = 0.4  # which others need as well
 _LONG_EPOCH = 60.0  # seconds
 _ADAM_TENSORS = 2  # moments that AdamW keeps of each parameter
 
 
 def token_budget(device: torch.device, bytes_per_token: float) -> int:
     """Most padded tokens that one piece of a training step may have on a device."""
-    if device.type != "cuda":
-        return MAX_TRAINING_TOKENS[device.type]
-    # of the whole device, not of what is free now: the pieces should not depend on who else uses it
-    memory = torch.cuda.get_device_properties(device).total_memory
-    return max(1, int(_SHARE_OF_MEMORY * memory / max(bytes_per_token, 1.0)))
+    # of all memory, not of what is free now: the pieces should not depend on who else uses it
+    if device.type == "cuda":
+        memory = _SHARE_OF_MEMORY * torch.cuda.get_device_properties(device).total_memory
+    else:
+        memory = _SHARE_OF_HOST * psutil.virtual_memory().total
+    fitting = max(1, int(memory / max(bytes_per_token, 1.0)))
+    return min(fitting, MAX_TRAINING_TOKENS.get(device.type, fitting))
 
 
 def pieces(rows: np.ndarray, lengths: np.ndarray | None, *, at_least: int, max_tokens: int) -> list[np.ndarray]:
