@@ -29,7 +29,6 @@ import scanpy as sc
 import scipy.sparse as sp
 import torch
 from _report import add_json_option, write_report
-from scib_metrics import silhouette_label
 from sklearn.metrics import f1_score
 from sklearn.neighbors import KNeighborsClassifier
 
@@ -106,6 +105,8 @@ def predict_genes(
 
 def evaluate(cells: ad.AnnData, checkpoint: str, label_key: str, seeds: int) -> pd.DataFrame:
     """One row per seed, method, metric and share of the labels."""
+    from scib_metrics import silhouette_label  # asked for here, so that --help needs no further package
+
     sizes = cells.obs[label_key].value_counts()
     cells = cells[cells.obs[label_key].isin(sizes.index[sizes >= 3])].copy()
     cells.X = sp.csr_matrix(cells.X, dtype=np.float32)

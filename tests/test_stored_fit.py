@@ -98,6 +98,16 @@ def test_too_many_tokens_for_the_memory_go_to_the_output_dir(blood, checkpoint, 
     assert_same(runner, expected, blood)
 
 
+@pytest.mark.parametrize("stored", ["lazy h5ad", "lazy zarr"], indirect=True)
+def test_report_and_figures_of_lazy_cells(blood, stored, checkpoint, tmp_path):
+    lazy = stored(blood)
+    options = {"strategies": ("frozen_probe",), "baselines": (), "device": "cpu", "progress": False}
+    sk.tl.adapt_annotation(lazy, "cell_type", checkpoint=checkpoint, output_dir=tmp_path / "out", **options)
+    assert {"report.md", "embedding_umap.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
+    axes = sk.pl.annotation_umap(lazy, show=False)
+    assert [ax.get_title(loc="left").split(":")[0] for ax in axes][0] == "given"
+
+
 def test_a_run_goes_on_wherever_its_cells_are(blood, stored, checkpoint, monkeypatch, tmp_path):
     first = fit(blood, checkpoint, output_dir=tmp_path / "out", strategies=("head", "lora"))
     from scdlkit.foundation import _one_fit

@@ -24,6 +24,12 @@ BINS_LAYER = "scgpt_bins"  # .layers
 TOKENS_UNS = "scgpt_tokens"  # .uns
 
 
+def check_key_added(key_added: object) -> None:
+    """Raise a ValueError for what no file could hold as a key."""
+    if not isinstance(key_added, str) or not key_added or "/" in key_added:
+        raise ValueError(f"key_added must be a name without '/', found {key_added!r}.")
+
+
 @dataclass(frozen=True)
 class ResultKeys:
     """Keys of one annotation result, derived from ``key`` unless given.
@@ -43,8 +49,7 @@ class ResultKeys:
     embedding: str = ""
 
     def __post_init__(self) -> None:
-        if not self.key or "/" in self.key:
-            raise ValueError(f"key_added must be a name without '/', found {self.key!r}.")
+        check_key_added(self.key)
         object.__setattr__(self, "label", self.label or f"{self.key}_label")
         object.__setattr__(self, "embedding", self.embedding or f"X_{self.key}_best")
 

@@ -69,7 +69,7 @@ def read_labels(adata: AnnData, label_key: str) -> Labels:
     ValueError
         If fewer than two labels are found.
     """
-    column = _column(adata, label_key)
+    column = column_of(adata, label_key)
     if not isinstance(column.dtype, pd.CategoricalDtype):
         column = column.astype("category")
     column = column.cat.remove_unused_categories()
@@ -98,7 +98,7 @@ def read_groups(adata: AnnData, group_key: str | None) -> np.ndarray | None:
         raise ValueError(
             f"group_key={group_key!r} is not a column of adata.obs. Columns that look like groups: {candidates}."
         )
-    column = _column(adata, group_key)
+    column = column_of(adata, group_key)
     if missing := int(column.isna().sum()):
         raise ValueError(f"group_key={group_key!r} is missing for {missing:,} cells; every cell needs a group.")
     return column.astype(str).to_numpy()
@@ -113,7 +113,7 @@ def group_candidates(adata: AnnData, exclude: tuple[str, ...] = ()) -> dict[str,
     }
 
 
-def _column(adata: AnnData, name: str) -> pd.Series:
+def column_of(adata: AnnData, name: str) -> pd.Series:
     """A column of ``.obs``, in memory also where ``adata`` was read lazily."""
     column = adata.obs[name]
     return column if isinstance(column, pd.Series) else column.to_series()
@@ -121,7 +121,7 @@ def _column(adata: AnnData, name: str) -> pd.Series:
 
 def _columns(adata: AnnData, wanted: Callable[[str], bool] = lambda name: True) -> Iterator[tuple[str, pd.Series]]:
     """Columns of ``.obs`` whose name is wanted, one after another."""
-    return ((name, _column(adata, name)) for name in adata.obs.keys() if wanted(str(name)))
+    return ((name, column_of(adata, name)) for name in adata.obs.keys() if wanted(str(name)))
 
 
 def drop_small_classes(labels: Labels, groups: np.ndarray | None, plan: SplitPlan) -> tuple[Labels, list[str]]:

@@ -39,7 +39,7 @@ class Unfinished:
     """
 
     def __init__(self, target: Path, run: Mapping[str, Any], *, resume: bool) -> None:
-        self.folder = target.with_name(f".{target.name}-unfinished")
+        self.folder = folder_of(target)
         self._files = {
             int(match[1]): (slice(int(match[1]), int(match[2])), path)
             for path in (self.folder.iterdir() if self.folder.is_dir() else ())
@@ -110,6 +110,11 @@ class Unfinished:
     def remove(self) -> None:
         """Remove the folder; nothing is lost if this fails."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def folder_of(target: Path) -> Path:
+    """Where the pieces of a target are kept."""
+    return target.with_name(f".{target.name}-unfinished")
 
 
 def _write(path: Path, content: bytes) -> None:

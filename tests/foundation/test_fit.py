@@ -168,11 +168,13 @@ def test_bf16_is_close_and_leaves_float32(fits, plain):
 @pytest.mark.parametrize("supported", [True, False])
 def test_bfloat16_without_instructions_for_it_is_said_once(monkeypatch, caplog, supported):
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
-    _device._warn_of_slow_bf16.cache_clear()
+    _device._warn_if_slow.cache_clear()
     for _ in range(2):
         assert autocast_dtype("bf16", CPU) is torch.bfloat16
+        assert _device.embedding_precision("int8", CPU) == "int8"
     assert caplog.text.count("no instructions for bfloat16; precision='fp32' will be faster") == (not supported)
-    _device._warn_of_slow_bf16.cache_clear()
+    assert caplog.text.count("bfloat16, in which int8 computes as well; precision=") == (not supported)
+    _device._warn_if_slow.cache_clear()
 
 
 def test_precision_the_device_does_not_have():

@@ -215,3 +215,16 @@ def test_a_model_refuses_a_checkpoint_that_was_damaged_since(blood, checkpoint, 
     with pytest.raises(ValueError, match="sha256"):
         sk.tl.predict(blood, tmp_path / "model")
     assert_unchanged(blood, before)
+
+
+@pytest.mark.parametrize("key_added", ["", "a/b", None, 3])
+def test_keys_that_no_file_could_hold(blood, checkpoint, tmp_path, key_added):
+    calls = [
+        lambda: sk.tl.embed(blood, checkpoint=checkpoint, key_added=key_added),
+        lambda: sk.tl.embed_file(blood, tmp_path / "x.npy", checkpoint=checkpoint, key_added=key_added),
+        lambda: sk.tl.adapt_annotation(blood, checkpoint=checkpoint, key_added=key_added, **FAST),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match="key_added must be a name without '/', found"):
+            call()
+    assert not list(tmp_path.iterdir()) and not blood.obsm

@@ -16,6 +16,7 @@ import scipy.sparse as sp
 
 import scdlkit as sk
 from scdlkit import _stream
+from scdlkit.foundation._lock import exclusive
 
 COLUMNS = ["scgpt_label", "scgpt_label_code", "scgpt_label_confidence", "scgpt_split"]
 
@@ -216,6 +217,20 @@ def test_other_cells_are_another_run(files, model, tmp_path, monkeypatch):
     cells.write_h5ad(files["h5ad"])
     with pytest.raises(ValueError, match=r"results of another run \(other cells\)"):
         sk.tl.predict_file(files["h5ad"], model, out, resume=True)
+
+
+def test_two_runs_do_not_write_one_target(files, model, tmp_path):
+    """Else pieces of two models would be put together as those of one."""
+    out = tmp_path / "new" / "labels.csv"
+    folder = out.with_name(".labels.csv-unfinished")
+    folder.mkdir(parents=True)
+    with exclusive(folder / "lock", "testing"):
+        for resume in (False, True):
+            with pytest.raises(ValueError, match=r"Another process is writing .*labels\.csv, and has its pieces in"):
+                sk.tl.predict_file(files["h5ad"], model, out, resume=resume)
+        assert not out.exists()
+    sk.tl.predict_file(files["h5ad"], model, out)
+    only_result(out.parent, out.name)
 
 
 def test_a_damaged_piece_is_named(files, model, tmp_path, monkeypatch):

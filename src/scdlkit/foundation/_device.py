@@ -51,7 +51,7 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     if (precision == "bf16" and not has_bf16) or (precision == "fp16" and not cuda):
         raise ValueError(f"precision={precision!r} is not there on device {str(device)!r}; use 'auto' or 'fp32'.")
     if precision == "bf16" and not cuda:
-        _warn_of_slow_bf16()
+        _warn_if_slow(precision)
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
@@ -66,9 +66,10 @@ def cpu_has_bf16() -> bool:
 
 
 @cache
-def _warn_of_slow_bf16() -> None:
+def _warn_if_slow(precision: str) -> None:
     if not cpu_has_bf16():
-        logger.warning("This CPU has no instructions for bfloat16; precision='fp32' will be faster.")
+        also = ", in which int8 computes as well" if precision == "int8" else ""
+        logger.warning("This CPU has no instructions for bfloat16%s; precision='fp32' will be faster.", also)
 
 
 def embedding_precision(precision: str | None, device: torch.device) -> str:
@@ -83,6 +84,7 @@ def embedding_precision(precision: str | None, device: torch.device) -> str:
     if name == "auto" and device.type == "cuda":
         return "fp16"  # as fast as bf16 and eight times as exact; layer norms keep the states in its range
     if name == "int8" and device.type == "cpu":
+        _warn_if_slow(name)
         return name
     if name not in {"auto", "fp32", "bf16", "fp16"}:
         raise ValueError(

@@ -12,13 +12,18 @@ from scdlkit._settings import logger
 
 
 @contextmanager
-def exclusive(path: Path, doing: str) -> Iterator[bool]:
+def exclusive(path: Path, doing: str, *, wait: bool = True) -> Iterator[bool]:
     """Hold the lock ``path`` inside the ``with`` block, waiting for whoever has it.
 
     Yields
     ------
     bool
         Whether the lock is held: False on a read-only disk, and on network file systems without locks.
+
+    Raises
+    ------
+    BlockingIOError
+        If somebody else has it and ``wait`` is False.
     """
     take, release = _lockers()
     try:
@@ -27,7 +32,7 @@ def exclusive(path: Path, doing: str) -> Iterator[bool]:
         logger.debug("%s cannot be opened (%s).", path, error)
         file = None
     with file or nullcontext():
-        held = file is not None and _wait(file.fileno(), take, doing)
+        held = file is not None and _take(file.fileno(), take, doing, wait=wait)
         try:
             yield held
         finally:
@@ -35,13 +40,15 @@ def exclusive(path: Path, doing: str) -> Iterator[bool]:
                 release(file.fileno())
 
 
-def _wait(descriptor: int, take: Callable[[int], None], doing: str) -> bool:
+def _take(descriptor: int, take: Callable[[int], None], doing: str, *, wait: bool) -> bool:
     waiting = False
     while True:
         try:
             take(descriptor)
             return True
-        except (BlockingIOError, PermissionError):  # POSIX, Windows: somebody else has it
+        except (BlockingIOError, PermissionError) as error:  # POSIX, Windows: somebody else has it
+            if not wait:
+                raise BlockingIOError(f"Another process is {doing}.") from error
             if not waiting:
                 logger.info("Waiting for another process: %s.", doing)
             waiting = True

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scdlkit._keys import DEFAULT_KEY
+from scdlkit._labels import column_of
 from scdlkit.get._result import find_keys, find_result
 
 from ._style import LABEL_SIZE, finish, title
@@ -77,7 +78,7 @@ def annotation_umap(
     panels = [(f"predicted, {(predicted >= 0).sum():,} cells not trained on", predicted)]
     if label_key in adata.obs:
         code_of = {name: code for code, name in enumerate(classes)}
-        given = np.array([code_of.get(str(name), -1) for name in adata.obs[label_key].iloc[shown]])
+        given = np.array([code_of.get(str(name), -1) for name in column_of(adata, label_key).iloc[shown]])
         panels.insert(0, (f"given: {label_key}, {(given >= 0).sum():,} cells", given))
 
     colors, n_columns = class_colors(len(classes)), legend_columns(len(classes))

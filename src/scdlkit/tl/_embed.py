@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any, Literal
 
 from scdlkit._annotation import check_target, to_actual
-from scdlkit._keys import DEFAULT_EMBEDDING_KEY
+from scdlkit._keys import DEFAULT_EMBEDDING_KEY, check_key_added
 from scdlkit._optional import require_foundation
 
 if TYPE_CHECKING:
@@ -99,6 +99,7 @@ def embed(
     from scdlkit._recipes import embedded
 
     check_target(adata, copy=copy)
+    check_key_added(key_added)
     reader = make_reader(
         checkpoint,
         layer=layer,

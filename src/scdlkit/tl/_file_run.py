@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,7 +25,7 @@ from scdlkit._keys import ResultKeys
 from scdlkit._label_tables import write_table
 from scdlkit._optional import require_parquet
 from scdlkit._stream import Result, chunk_cells
-from scdlkit._unfinished import Unfinished
+from scdlkit._unfinished import Unfinished, folder_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -123,15 +123,28 @@ class FileRun:
         """The file, if others can read the rows of the matrix out of it."""
         return None if sp.issparse(expression.matrix) else self.path
 
-    def store(self, expression: Expression, what: Mapping[str, Any], *, resume: bool) -> Unfinished:
-        """Where the results of the pieces are kept until all are there."""
+    @contextmanager
+    def store(self, expression: Expression, what: Mapping[str, Any], *, resume: bool) -> Iterator[Unfinished]:
+        """Where the results of the pieces are kept until all are there; of one process at a time."""
+        from scdlkit.foundation._lock import exclusive
+
         run = {
             **what,
             "cells": expression.fingerprint(chunk_cells()),
             "n_cells": expression.n_cells,
             "version": version("scdlkit"),
         }
-        return Unfinished(self.target, run, resume=resume)
+        folder = folder_of(self.target)
+        folder.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(exclusive(folder / "lock", f"writing {self.target}", wait=False))
+            except BlockingIOError as error:
+                raise ValueError(
+                    f"Another process is writing {self.target}, and has its pieces in {folder}: wait until it has ended, "
+                    "or give another out."
+                ) from error
+            yield Unfinished(self.target, run, resume=resume)
 
     def collect(self, store: Unfinished, parts: Iterable[tuple[slice, Result]], n_cells: int) -> None:
         """Keep the results of all pieces as they come."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Literal
 
-from scdlkit._keys import DEFAULT_EMBEDDING_KEY, DEFAULT_KEY, ResultKeys
+from scdlkit._keys import DEFAULT_EMBEDDING_KEY, DEFAULT_KEY, ResultKeys, check_key_added
 from scdlkit._optional import require_foundation
 
 from ._embed import embedding_params, make_reader
@@ -108,22 +108,22 @@ def predict_file(
         expression = runner._reader.choose(adata)
         what = {"task": "predict", "model": fingerprint(runner, name), "strategy": name, "arrays": arrays}
         what["precision"] = how
-        store = run.store(expression, what, resume=resume)
-        path = run.readable(expression)
-        parts = predicted(
-            runner, expression, name, arrays=arrays, precision=how, client=client, path=path, skip=store.done
-        )
-        run.collect(store, parts, expression.n_cells)
-        found = annotate_parts(store.parts("label_codes", "confidence", "split"), expression.n_cells)
-        columns = result_columns(found, keys=keys, classes=runner.classes_)
-        run.write(
-            store,
-            expression,
-            columns=columns,
-            arrays={keys.embedding: "latent", keys.probabilities: "probabilities"} if arrays else {},
-            uns={keys.uns: runner._describe(keys, name)},
-            stale=(keys.colors,),
-        )
+        with run.store(expression, what, resume=resume) as store:
+            path = run.readable(expression)
+            parts = predicted(
+                runner, expression, name, arrays=arrays, precision=how, client=client, path=path, skip=store.done
+            )
+            run.collect(store, parts, expression.n_cells)
+            found = annotate_parts(store.parts("label_codes", "confidence", "split"), expression.n_cells)
+            columns = result_columns(found, keys=keys, classes=runner.classes_)
+            run.write(
+                store,
+                expression,
+                columns=columns,
+                arrays={keys.embedding: "latent", keys.probabilities: "probabilities"} if arrays else {},
+                uns={keys.uns: runner._describe(keys, name)},
+                stale=(keys.colors,),
+            )
     store.remove()
     return columns[keys.label].value_counts().sort_values(ascending=False, kind="stable").rename("cells")
 
@@ -181,6 +181,7 @@ def embed_file(
 
     from ._file_run import FileRun
 
+    check_key_added(key_added)
     run = FileRun(cells, out, others=(".npy", ".parquet"), client=client)
     reader = make_reader(
         checkpoint,
@@ -198,11 +199,13 @@ def embed_file(
     with run.opened() as adata:
         expression = reader.choose(adata)
         params = embedding_params(reader, expression)
-        store = run.store(expression, {"task": "embed", **params}, resume=resume)
-        parts = embedded(
-            expression, Embedder(reader, batch_size), client=client, path=run.readable(expression), skip=store.done
-        )
-        run.collect(store, parts, expression.n_cells)
-        report_empty(sum(int((~part["embedding"].any(axis=1)).sum()) for _, part in store.parts("embedding")))
-        run.write(store, expression, columns={}, arrays={key_added: "embedding"}, uns={key_added: {"params": params}})
+        with run.store(expression, {"task": "embed", **params}, resume=resume) as store:
+            parts = embedded(
+                expression, Embedder(reader, batch_size), client=client, path=run.readable(expression), skip=store.done
+            )
+            run.collect(store, parts, expression.n_cells)
+            report_empty(sum(int((~part["embedding"].any(axis=1)).sum()) for _, part in store.parts("embedding")))
+            run.write(
+                store, expression, columns={}, arrays={key_added: "embedding"}, uns={key_added: {"params": params}}
+            )
     store.remove()

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from scdlkit._annotation import check_target, storable, to_actual
-from scdlkit._keys import DEFAULT_EFFICIENCY_KEY
+from scdlkit._keys import DEFAULT_EFFICIENCY_KEY, check_key_added
 from scdlkit._optional import require_foundation
 
 if TYPE_CHECKING:
@@ -91,8 +91,7 @@ layer, use_raw, max_length, random_state, device, progress
 
     check_fractions(fractions)
     check_target(adata)
-    if not key_added or "/" in key_added:
-        raise ValueError(f"key_added must be a name without '/', found {key_added!r}.")
+    check_key_added(key_added)
     runner = AnnotationRunner(
         label_key,
         checkpoint=checkpoint,
