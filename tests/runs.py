@@ -102,9 +102,8 @@ def kill(folder: Path, seed: int) -> None:
 
 
 def interrupt(folder: Path) -> None:
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # a shell has it ignored by what it starts in the background
+    # a shell has it ignored by what it starts in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     forever = TrainingConfig(max_epochs=10**6, patience=10**6)
     fitted = runner(
         strategies=("frozen_probe", "a/b adapter", "head"),

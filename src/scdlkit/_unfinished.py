@@ -21,12 +21,12 @@ _PART = re.compile(r"(\d+)-(\d+)\.npz")
 
 
 class Unfinished:
-    """A folder ``.<name of the target>-unfinished`` with one file a piece, each there complete or not at all.
+    """A folder with one file a piece, each there complete or not at all.
 
     Parameters
     ----------
-    target
-        What the results will be put together into.
+    folder
+        Is there, and in use by nobody else.
     run
         Plain values that say which results these are: model, cells, settings.
     resume
@@ -38,16 +38,15 @@ class Unfinished:
         If there are results of an earlier run and ``resume`` is not asked for, or they are of another run.
     """
 
-    def __init__(self, target: Path, run: Mapping[str, Any], *, resume: bool) -> None:
-        self.folder = folder_of(target)
+    def __init__(self, folder: Path, run: Mapping[str, Any], *, resume: bool) -> None:
+        self.folder = folder
         self._files = {
             int(match[1]): (slice(int(match[1]), int(match[2])), path)
-            for path in (self.folder.iterdir() if self.folder.is_dir() else ())
+            for path in self.folder.iterdir()
             if (match := _PART.fullmatch(path.name))
         }
         description = self.folder / _RUN
         if not self._files:  # whatever was begun here came to nothing
-            self.folder.mkdir(parents=True, exist_ok=True)
             _write(description, json.dumps(run, indent=1, ensure_ascii=False).encode())
             return
         if not resume:
@@ -110,11 +109,6 @@ class Unfinished:
     def remove(self) -> None:
         """Remove the folder; nothing is lost if this fails."""
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def folder_of(target: Path) -> Path:
-    """Where the pieces of a target are kept."""
-    return target.with_name(f".{target.name}-unfinished")
 
 
 def _write(path: Path, content: bytes) -> None:

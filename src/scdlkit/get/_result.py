@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from scdlkit._keys import DEFAULT_EFFICIENCY_KEY, DEFAULT_KEY, ResultKeys
+from scdlkit._labels import column_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -102,5 +103,4 @@ def find_obs(adata: AnnData, column: str, hint: str) -> pd.Series:
     """A column of ``.obs``, or a KeyError that ends with ``hint``."""
     if column not in adata.obs:
         raise KeyError(f"adata.obs[{column!r}] not found. {hint}")
-    values = adata.obs[column]
-    return values if isinstance(values, pd.Series) else values.to_series()  # of an AnnData that was read lazily
+    return column_of(adata, column)

@@ -25,7 +25,7 @@ from scdlkit._keys import ResultKeys
 from scdlkit._label_tables import write_table
 from scdlkit._optional import require_parquet
 from scdlkit._stream import Result, chunk_cells
-from scdlkit._unfinished import Unfinished, folder_of
+from scdlkit._unfinished import Unfinished
 
 if TYPE_CHECKING:
     import numpy as np
@@ -134,7 +134,7 @@ class FileRun:
             "n_cells": expression.n_cells,
             "version": version("scdlkit"),
         }
-        folder = folder_of(self.target)
+        folder = self.target.with_name(f".{self.target.name}-unfinished")
         folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             try:
@@ -144,7 +144,7 @@ class FileRun:
                     f"Another process is writing {self.target}, and has its pieces in {folder}: wait until it has ended, "
                     "or give another out."
                 ) from error
-            yield Unfinished(self.target, run, resume=resume)
+            yield Unfinished(folder, run, resume=resume)
 
     def collect(self, store: Unfinished, parts: Iterable[tuple[slice, Result]], n_cells: int) -> None:
         """Keep the results of all pieces as they come."""
